@@ -19,7 +19,7 @@ BLOCKS = {
     "spatial_pool": 1, "spatial_pool(2, side=3)": 1, "grid_split('4/frame')": 1, "grid_split('50/frame')": 1,
     "tokenlearner('3/frame')": 1, "tokenlearner('3/frame', version='1.1')": 1, "pool_mlp('3/frame')": 1,
     "dense_tokens('3/frame')": 1, "llama_vid('5/frame')": 1, "ppllava((2, 2, 3), tau=0.3)": 2,
-    "ppllava((3, 2, 2), tau=0.5)": 3,
+    "ppllava((3, 2, 2), tau=0.5)": 3, "pvc(2)": 1, "vista_llama('3/frame')": 1,
 }  # fmt: skip
 LATER = ["tome(0.04)", "random(0.1)", "kmeans(4)", "tome_video(0.05)", "perceiver(3, num_layers=1)"]
 FIELDS = ("features", "positions", "sizes", "mask", "assignment")

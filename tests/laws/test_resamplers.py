@@ -9,13 +9,16 @@ from fewtokens.core import registry
 from fewtokens.core.batch import collate
 from fewtokens.core.method import save_weights
 from fewtokens.methods.learned.attentional_pool import AttentionalPool
+from fewtokens.methods.learned.langdc import LangDc
 from fewtokens.methods.learned.linvt import LinVt
 from fewtokens.methods.learned.llama_vid import LlamaVid
 from fewtokens.methods.learned.perceiver import Perceiver
 from fewtokens.methods.learned.ppllava import PpLlava
+from fewtokens.methods.learned.pvc import Pvc
 from fewtokens.methods.learned.qformer import QFormer
 from fewtokens.methods.learned.storm import Storm
 from fewtokens.methods.learned.token_turing import TokenTuring
+from fewtokens.methods.learned.vista_llama import VistaLlama
 from tests.helpers.clips import assert_same_tokens, clip
 from tests.helpers.resamplers import GUIDED, SPECS, C, D, build, run_method, text_features, video
 
@@ -107,6 +110,11 @@ def test_merged_input_tokens(name):
         (PpLlava, {"kernel": (2, 3)}, "kernel"),
         (PpLlava, {"tau": 0.0}, "tau"),
         (Storm, {"pool": 0}, "pool"),
+        (LangDc, {"most": 0}, "most"),
+        (LangDc, {"vocabulary": 1}, "vocabulary"),
+        (Pvc, {"repeat": 0}, "repeat"),
+        (VistaLlama, {"keep": 32}, "vista_llama: keep must be"),
+        (Pvc, {"num_layers": 0}, "num_layers"),
         (LinVt, {"scales": ()}, "scales"),
         (LinVt, {"selected": 0}, "selected"),
     ],

@@ -194,6 +194,12 @@ class TestEmbedding:
         with pytest.raises(ValueError, match="cannot be pooled by 2"):
             model.cells(torch.zeros(1, 2, 3, 24, 24, dtype=torch.uint8))
 
+    def test_an_untrained_pvc_has_the_logits_of_average_pooling(self, parts):
+        pooled, progressive = (build(parts, spec).eval() for spec in ("spatial_pool(stride=2)", "pvc(2)"))
+        inputs = batch(pooled)
+        assert [tokens.N for tokens in progressive.compress(inputs).tokens] == [4, 4, 4]
+        torch.testing.assert_close(progressive(**inputs).logits, pooled(**inputs).logits, rtol=1e-5, atol=1e-6)
+
     def test_errors(self, parts):
         with pytest.raises(ValueError, match="provides only the attention received in its last block"):
             build(parts, "visionzip(keep=0.2, attention='class')")
@@ -305,6 +311,13 @@ class TestTraining:
         assert torch.equal(saved.llm.model.embed_tokens.weight, before["model.embed_tokens.weight"])
         inputs = batch(model)
         torch.testing.assert_close(saved(**inputs).loss, model.eval()(**inputs).loss, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("spec", ["pvc(2)", "vista_llama('2/frame')", "langdc(3, side=1, num_layers=1)"])
+    def test_methods_are_trained_and_saved(self, parts, tmp_path, spec):
+        model, report = train(parts, tmp_path, 3, spec=spec)
+        assert report.steps == 3
+        loaded, inputs = load_video_llm(tmp_path / "model", device="cpu"), batch(model)
+        assert torch.equal(loaded(**inputs).logits, model.eval()(**inputs).logits)
 
     def test_query_aware_methods_get_gradients(self, parts):
         model = build(parts, "llama_vid")

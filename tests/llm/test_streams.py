@@ -381,27 +381,58 @@ class TestVistaLlama:
         assert ratios["vista_llama", 10] == pytest.approx(ratios["vista_llama", 1000], abs=1e-6)
         assert abs(ratios["rotated", 10] - ratios["rotated", 1000]) > 0.1
 
+    @pytest.mark.parametrize(("distance", "rotated"), [(8, -3.06843), (998, 2.22103)])
+    def test_golden_numbers(self, distance, rotated):
+        """Fast tokens at positions 0 and 1 with the keys (4, 0) and (0, 1), a text row with the query (1, 1).
+
+        They are the two channels that are rotated, by a radian per position, of a head of four. Without rotation the
+        logits are 4 / 2, 1 / 2 and, as the key of the text row is 0, 0. With it, the logits are 2 (cos a - sin a) and
+        (cos b + sin b) / 2 at the distances a and b.
+        """
+        hidden = torch.eye(3, dtype=torch.float64)[None]
+        query, key = torch.zeros(2, 3, 4, dtype=torch.float64)
+        query[2, [0, 2]] = 1
+        key[0, 0], key[1, 2] = 4, 1
+        angles = torch.tensor([0.0, 1.0, 1.0 + distance], dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.0])
+        weights = last_row("vista_llama", hidden, query, key, angles)
+        assert weights.tolist() == pytest.approx([0.736125, 0.164252, 0.099623], abs=1e-6)  # softmax(2, .5, 0)
+        assert float((weights[0] / weights[1]).log()) == pytest.approx(1.5, abs=1e-12)
+        a, b = 1 + distance, distance
+        ratio = 2 * (math.cos(a) - math.sin(a)) - (math.cos(b) + math.sin(b)) / 2
+        weights = last_row("rotated", hidden, query, key, angles)
+        assert float((weights[0] / weights[1]).log()) == pytest.approx(ratio, abs=1e-9)
+        assert ratio == pytest.approx(rotated, abs=1e-5)
+
 
 def attention_weights(preset, distance, generator):
-    """The weights of a text row for two fast tokens and itself, through `VistaLlama.mix` or with rotation."""
+    """The weights of a text row for two fast tokens and itself, with random rows and projections."""
+    d = 8
+    weight = [torch.randn(d, d, generator=generator, dtype=torch.float64) for _ in range(2)]
+    hidden = torch.randn(1, 3, d, generator=generator, dtype=torch.float64)
+    angles = torch.tensor([0.0, 1.0, 1.0 + distance], dtype=torch.float64)[:, None] * 100.0 ** -torch.arange(4).div(4)
+    return last_row(preset, hidden, *weight, angles)
+
+
+def last_row(preset, hidden, query, key, angles):
+    """The weights of the last of three rows [1,3,D] through `VistaLlama.mix`, or with rotation of all of them.
+
+    `query` and `key` [D,d] are the projections, `angles` [3,d/2] those of the rotation.
+    """
     from types import SimpleNamespace
 
     from fewtokens.llm.layers.attention import heads, rotate
     from fewtokens.llm.layers.streams import Attention, Pass, Prompt, VistaLlama
 
-    d = 8
-    weight = [torch.randn(d, d, generator=generator, dtype=torch.float64) for _ in range(2)]
-    hidden = torch.randn(1, 3, d, generator=generator, dtype=torch.float64)
+    d = key.shape[1]
 
     def project(matrix):
         return lambda x: x @ matrix
 
     module = SimpleNamespace(
-        q_proj=project(weight[0]), k_proj=project(weight[1]), head_dim=d, scaling=d**-0.5,
+        q_proj=project(query), k_proj=project(key), head_dim=d, scaling=d**-0.5,
         v_proj=lambda x: torch.eye(3, d, dtype=torch.float64)[None],
     )  # fmt: skip
-    angle = torch.tensor([0.0, 1.0, 1.0 + distance], dtype=torch.float64)[:, None] * 100.0 ** -torch.arange(4).div(4)
-    rope = tuple(part.repeat(1, 2)[None] for part in (angle.cos(), angle.sin()))
+    rope = tuple(part.repeat(1, 2)[None] for part in (angles.cos(), angles.sin()))
     if preset == "rotated":
         q, k = (rotate(heads(module, name, hidden), *rope) for name in "qk")
         return (q[0, 0, 2] @ k[0, 0].T * module.scaling).softmax(0)

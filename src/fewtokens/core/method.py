@@ -296,11 +296,14 @@ class Resampled:
         attribution: [B,M,N], weight of each input token in each new token; or [B,G,m,n] in blocks of whole frames, see
             `Plan.weights`.
         count: int64 [B], number of real tokens among the M.
+        kept: bool [B,M], which of these to keep, if blocks have different numbers of tokens; the others must have no
+            weight. None for all.
     """
 
     features: Tensor | None
     attribution: Tensor
     count: Tensor
+    kept: Tensor | None = None
 
     __repr__ = shape_repr
 
@@ -340,7 +343,8 @@ class Resampler(Method):
         # The sums of the features are not needed.
         reduced = tokens.replace(features=tokens.features[..., :0]).apply(new.plan)
         features = new.features.to(tokens.features.dtype).masked_fill(~reduced.mask[..., None], 0)
-        return reduced.replace(features=features)
+        reduced = reduced.replace(features=features)
+        return reduced if new.kept is None else reduced.apply(Plan.keep(new.kept & reduced.mask))
 
 
 class Quantized(NamedTuple):

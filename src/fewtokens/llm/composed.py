@@ -3,6 +3,9 @@
     frames -> encoder -> [pool x pool patches concatenated] -> projector -> methods -> language model
                                                                          [-> streams -> its decoder layers]
 
+A second encoder, with a separate projector, may see the frames in segments, like the video encoder of VideoGPT+ (arXiv
+2406.09418), which also has an image encoder; its tokens follow those of the first.
+
 The methods follow the projector and work at the hidden size of the language model, as in VQToken (arXiv 2503.16980,
 section 4). `compress`, `attach` and `Session` use it as one more backend: it takes prompts and features as the models
 of transformers do.
@@ -22,10 +25,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fewtokens.core import files, registry
+from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline, check_received
+from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import ViT, VitEncoder, load_encoder, pick_device
 from fewtokens.encoders.config import make_vit_config
 from fewtokens.llm.chat import VIDEO_MARKER, collate_turns, encode_turns
@@ -35,10 +40,13 @@ from fewtokens.llm.layers.streams import Streams
 from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.tower import TOWER_CUES
 from fewtokens.networks.base import read_config
+from fewtokens.networks.encoder import ModelEncoder
 
 KIND = "video_llm"
 # The inputs that describe a video, see `ComposedVideoLLM.forward`.
 VIDEO_INPUTS = ("pixel_values_videos", "video_times", "video_cells", "video_grid", "video_cues")
+# The number of frames that a second encoder sees at once, as in VideoGPT+.
+SEGMENT = 4
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,12 @@ class ComposedVideoLLM(nn.Module):
             "renumber" counts the columns of the prompt, as in VQToken.
         streams: a preset of `Streams`, through which the language model also reads the tokens before the methods; ""
             for none.
+        encoder2: a second encoder, usually a network for clips: a ViT, or a network that `fewtokens train` saved. The
+            methods reduce the tokens of each encoder separately: a count is shared by their numbers of cells, and
+            learned methods apply theirs to each. The prompt has all tokens of the first encoder, then those of the
+            second. "spatial_pool(stride=2)" is the adaptive pooling of VideoGPT+.
+        segment: the number of frames that the second encoder sees at once. The last frame is repeated to fill the last
+            segment.
 
     Attributes:
         streams: the `Streams`, or None.
@@ -83,6 +97,8 @@ class ComposedVideoLLM(nn.Module):
         pool: int = 1,
         positions: str = "keep",
         streams: str = "",
+        encoder2: Encoder | None = None,
+        segment: int = SEGMENT,
     ) -> None:
         super().__init__()
         if not isinstance(encoder, VitEncoder):
@@ -93,19 +109,38 @@ class ComposedVideoLLM(nn.Module):
             raise ValueError(f"pool must be at least 1, got {pool}")
         if positions not in ("keep", "renumber"):
             raise ValueError(f"positions must be 'keep' or 'renumber', got {positions!r}")
+        if encoder2 is not None and not isinstance(encoder2, VitEncoder | ModelEncoder):
+            raise ValueError(
+                f"{encoder2.id} cannot be trained in a video language model; use a ViT, or a network that fewtokens "
+                "trained"
+            )
+        if isinstance(encoder2, ModelEncoder) and encoder2.model.config.learner and not encoder2.model.config.fuser:
+            raise ValueError(
+                f"{encoder2.id} has a learner, so that its last tokens form no grid; use a network without"
+            )
+        if segment < 1:
+            raise ValueError(f"segment must be at least 1 frame, got {segment}")
+        if encoder2 is not None and streams:
+            raise ValueError("streams read the tokens of one encoder; use them without a second encoder")
         self.tokenizer, self.pool, self.positions = tokenizer, pool, positions
         self.encoder, self.llm = encoder.vit, llm
         # Not registered as a module: its parameters are those of `encoder`.
         object.__setattr__(self, "video_encoder", encoder)
         self.dim: int = llm.get_input_embeddings().weight.shape[1]
-        cell_dim = encoder.dim * pool**2
-        self.projector = nn.Sequential(nn.Linear(cell_dim, self.dim), nn.GELU(), nn.Linear(self.dim, self.dim))
+        self.projector = self._make_projector(encoder)
+        self.encoder2, self.segment = encoder2, segment
+        if isinstance(encoder2, ModelEncoder):  # its head does not act on the tokens
+            encoder2.model.head.requires_grad_(False)
+        self.projector2 = None if encoder2 is None else self._make_projector(encoder2)
         self.current_features: dict[str, Any] = {}
         self._checkpointing = False
         self.reduce_with(spec)
         self.streams = Streams(self.language_model, streams) if streams else None
 
     video_encoder: VitEncoder
+
+    def _make_projector(self, encoder: Encoder) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(encoder.dim * self.pool**2, self.dim), nn.GELU(), nn.Linear(self.dim, self.dim))
 
     @property
     def device(self) -> torch.device:
@@ -162,25 +197,46 @@ class ComposedVideoLLM(nn.Module):
         """
         methods: Sequence[Method] = registry.build(spec, dim=self.dim) if spec.strip() else []
         for method in methods:
-            if unknown := set(getattr(method, "needs", ())) - {"pixels", "text", "frame_global", *TOWER_CUES}:
-                raise ValueError(
-                    f"{method.name} needs {' and '.join(sorted(unknown))}, which composed models cannot provide"
-                )
+            if unknown := set(getattr(method, "needs", ())) - set(self.cues):
+                kind = "composed models" if self.encoder2 is None else "composed models with two encoders"
+                raise ValueError(f"{method.name} needs {' and '.join(sorted(unknown))}, which {kind} cannot provide")
             check_received(method, "the encoder of a composed model")
         self.compressor = Pipeline(methods).to(self.device)
         return self
+
+    @property
+    def cues(self) -> tuple[str, ...]:
+        """The cues that its methods may need; those of the pixels and of the encoder belong to a single encoder."""
+        return ("text", "frame_global", *(("pixels", *TOWER_CUES) if self.encoder2 is None else ()))
 
     def cells(self, frames: Tensor, times: Tensor | None = None) -> tuple[Tensor, Grid]:
         """Encodes frames uint8 [B,T,3,H,W]; returns cells [B,S,pool*pool*C] and their grid.
 
         No gradient flows if the encoder is frozen.
         """
-        trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        tokens = self._encode(self.video_encoder, frames, times)
+        grid = self._pooled(tokens.grid)
+        return self._shuffle(tokens.features, grid), grid
+
+    def segment_cells(self, frames: Tensor, times: Tensor | None = None) -> tuple[Tensor, Grid]:
+        """As `cells`, with the second encoder, which sees `segment` frames at a time."""
+        assert self.encoder2 is not None
+        grid = self._segment_grid(frames, times)
+        filled = torch.cat([frames, frames[:, -1:].expand(-1, -frames.shape[1] % self.segment, -1, -1, -1)], 1)
+        tokens = self._encode(self.encoder2, filled.unflatten(1, (-1, self.segment)).flatten(0, 1))
+        return self._shuffle(tokens.features.reshape(len(frames), -1, tokens.C), grid), grid
+
+    def _encode(self, encoder: Encoder, frames: Tensor, times: Tensor | None = None) -> Tokens:
+        trained = any(parameter.requires_grad for parameter in encoder.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            tokens, _ = self.video_encoder(frames, times)
-        grid, p = self._pooled(tokens.grid), self.pool
-        x = tokens.features.reshape(len(frames), grid.T, grid.H, p, grid.W, p, -1)
-        return x.permute(0, 1, 2, 4, 3, 5, 6).flatten(4).flatten(1, 3), grid
+            tokens, _ = encoder(frames, times)
+        return tokens
+
+    def _shuffle(self, features: Tensor, grid: Grid) -> Tensor:
+        """Concatenates the channels of pool x pool patches [B,T*H*p*W*p,C]: cells [B,S,p*p*C] of a grid."""
+        p = self.pool
+        x = features.reshape(len(features), grid.T, grid.H, p, grid.W, p, -1)
+        return x.permute(0, 1, 2, 4, 3, 5, 6).flatten(4).flatten(1, 3)
 
     def pool_cue(self, cue: Tensor, grid: Grid) -> Tensor:
         """Averages a cue of the encoder's patches, [N] or [N,c], over the patches of each cell of a grid."""
@@ -193,19 +249,48 @@ class ComposedVideoLLM(nn.Module):
             raise ValueError(f"frames of {grid.H} x {grid.W} patches cannot be pooled by {p}; use another size")
         return Grid(grid.T, grid.H // p, grid.W // p, grid.times)
 
-    def grid_of(self, inputs: dict[str, Any]) -> Grid:
-        """The grid of the videos in the inputs of `forward`."""
-        if inputs.get("video_grid") is not None:
-            return inputs["video_grid"]
-        frames = inputs["pixel_values_videos"]
+    def _segment_grid(self, frames: Tensor, times: Tensor | None) -> Grid:
+        assert self.encoder2 is not None
         T, _, height, width = frames.shape[1:]
-        return self._pooled(self.video_encoder.grid(T, height, width, inputs.get("video_times")))
+        spare = -T % self.segment
+        if times is not None:
+            times = torch.cat([times, times[..., -1:].expand(*times.shape[:-1], spare)], -1)
+        grid = self.encoder2.grid(T + spare, height, width, times)
+        steps = self.encoder2.grid(self.segment, height, width).T
+        if grid.T * self.segment != steps * (T + spare):
+            raise ValueError(f"segments of {self.segment} frames cannot be divided into the tubelets of the encoder")
+        return self._pooled(grid)
+
+    def grids_of(self, inputs: dict[str, Any]) -> list[Grid]:
+        """The grid of the videos in the inputs of `forward`, for each encoder.
+
+        Raises:
+            ValueError: cells instead of frames, for a model with two encoders.
+        """
+        frames, times = inputs.get("pixel_values_videos"), inputs.get("video_times")
+        if frames is None and self.encoder2 is not None:
+            raise ValueError("a model with two encoders requires the frames (pixel_values_videos), not encoded cells")
+        if inputs.get("video_grid") is not None:
+            return [inputs["video_grid"]]
+        assert frames is not None
+        T, _, height, width = frames.shape[1:]
+        first = self._pooled(self.video_encoder.grid(T, height, width, times))
+        return [first] if self.encoder2 is None else [first, self._segment_grid(frames, times)]
 
     def project(self, cells: Tensor) -> Tensor:
         """Projects cells [B,S,pool*pool*C] to the hidden size of the language model, [B,S,D]."""
-        first = self.projector[0]
-        assert isinstance(first, nn.Linear)
-        return self.projector(cells.to(first.weight.dtype))
+        return _project(self.projector, cells)
+
+    def rows(self, inputs: dict[str, Any]) -> Tensor:
+        """The tokens of the videos in the inputs of `forward` before the methods, those of each encoder in turn."""
+        cells, times = inputs.get("video_cells"), inputs.get("video_times")
+        if cells is None:
+            cells, _ = self.cells(inputs["pixel_values_videos"], times)
+        rows = self.project(cells)
+        if self.projector2 is None:
+            return rows
+        cells, _ = self.segment_cells(inputs["pixel_values_videos"], times)
+        return torch.cat([rows, _project(self.projector2, cells)], 1)
 
     def compress(self, inputs: dict[str, Any]) -> Compressed:
         """Shortens the prompts of `forward` with the model's own methods."""
@@ -215,7 +300,7 @@ class ComposedVideoLLM(nn.Module):
         """Repeats the marker of a video for each of its cells, if each prompt has only one."""
         ids = inputs["input_ids"]
         marked = ids == VIDEO_MARKER
-        cells = self.grid_of(inputs).cells if bool((marked.sum(1) == 1).all()) else 1
+        cells = sum(grid.cells for grid in self.grids_of(inputs)) if bool((marked.sum(1) == 1).all()) else 1
         if cells == 1:
             return inputs
         repeats = torch.where(marked, cells, 1).flatten()
@@ -324,7 +409,7 @@ class ComposedVideoLLM(nn.Module):
         return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
-        """Writes config.json, parts.safetensors (all parts but the language model) and the language model in llm/.
+        """Writes config.json, the language model in llm/, a second encoder in encoder2/, and parts.safetensors.
 
         The folder is self-contained. Adapters are merged. Either all files are written or none.
 
@@ -338,14 +423,27 @@ class ComposedVideoLLM(nn.Module):
             except SafetensorError as error:
                 raise files.as_os_error(error, Path(folder) / "llm") from None
             self.tokenizer.save_pretrained(temporary / "llm")
-            state = {name: value for name, value in self.state_dict().items() if not name.startswith("llm.")}
-            files.save(temporary / "parts.safetensors", "video_llm", state, {"spec": self.compressor.spec})
+            if self.encoder2 is not None:
+                self.encoder2.save_pretrained(temporary / "encoder2")
+            files.save(temporary / "parts.safetensors", "video_llm", self._own_state(), {"spec": self.compressor.spec})
             shape = {"vit": asdict(self.encoder.config), "mean": self.video_encoder.mean, "std": self.video_encoder.std}
             config = {"encoder": shape, "spec": self.compressor.spec, "pool": self.pool, "positions": self.positions}
             if self.streams is not None:
                 config["streams"] = self.streams.spec
+            if self.encoder2 is not None:
+                config["segment"] = self.segment
             files.write_json(temporary / "config.json", {"fewtokens_model": KIND, "config": config, **meta})
         return Path(folder)
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """The parameters that are in parts.safetensors: all but those of parts with a folder."""
+        return {name: v for name, v in self.state_dict().items() if not name.startswith(("llm.", "encoder2."))}
+
+
+def _project(projector: nn.Sequential, cells: Tensor) -> Tensor:
+    first = projector[0]
+    assert isinstance(first, nn.Linear)
+    return projector(cells.to(first.weight.dtype))
 
 
 def is_video_llm(folder: str | Path) -> bool:
@@ -388,11 +486,12 @@ def load_video_llm(
     vit = ViT(make_vit_config(shape["vit"], f"{folder / 'config.json'}: vit"))
     frames = VitEncoder(vit, name=str(folder), batch=batch, mean=shape["mean"], std=shape["std"])
     llm, tokenizer = load_language_model(folder / "llm")
-    options = {name: config[name] for name in ("pool", "positions", "streams") if name in config}
+    options = {name: config[name] for name in ("pool", "positions", "streams", "segment") if name in config}
+    if "segment" in config:
+        options["encoder2"] = load_encoder(folder / "encoder2", device="cpu", batch=batch)
     model = ComposedVideoLLM(frames, llm, tokenizer, spec=current_spec(config["spec"]), **options)
     tensors, _ = files.load(folder / "parts.safetensors", "video_llm")
-    own = {name: value for name, value in model.state_dict().items() if not name.startswith("llm.")}
-    files.check_fit(own, tensors, f"{folder}: does not fit this video language model")
+    files.check_fit(model._own_state(), tensors, f"{folder}: does not fit this video language model")
     model.load_state_dict(tensors, strict=False)
     if spec is not None:
         model.reduce_with(spec)
@@ -407,19 +506,25 @@ def build_video_llm(
     pool: int = 1,
     positions: str = "keep",
     streams: str = "",
+    encoder2: str | Path | None = None,
+    segment: int = SEGMENT,
     device: str = "auto",
     **options: Any,
 ) -> ComposedVideoLLM:
-    """Builds a model from an encoder and a causal language model, each a folder or a hub id.
+    """Builds a model from an encoder, or two, and a causal language model, each a folder or a hub id.
 
-    The projector starts at random; for the other arguments see `ComposedVideoLLM`.
+    The projectors start at random; for the other arguments see `ComposedVideoLLM`.
 
     Raises:
         ValueError: one of them cannot be loaded, or has no safetensors weights.
     """
     frames: Any = load_encoder(encoder, device=device, **options)
     language, tokenizer = load_language_model(llm)
-    model = ComposedVideoLLM(frames, language, tokenizer, spec=spec, pool=pool, positions=positions, streams=streams)
+    second = None if encoder2 is None else load_encoder(encoder2, device=device, **options)
+    model = ComposedVideoLLM(
+        frames, language, tokenizer, spec=spec, pool=pool, positions=positions, streams=streams, encoder2=second,
+        segment=segment,
+    )  # fmt: skip
     return model.to(pick_device(device))
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     "--out run",
     'fewtokens train video-llm --data train.jsonl --encoder dinov2/ --llm qwen/ --with "mean_pool(keep=32)" '
     "--streams slow_fast --out run",
+    "fewtokens train video-llm --data train.jsonl --encoder clip/ --encoder2 vivit/ --llm qwen/ "
+    '--with "spatial_pool(stride=2)" --out run',
 )
 def video_llm(
     conversations: ConversationOptions,
@@ -41,6 +43,25 @@ def video_llm(
         Check(check_model),
     ],
     options: LanguageTrainOptions,
+    encoder2: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder2",
+            rich_help_panel=ENCODER,
+            help="Second encoder, which sees the frames in segments: a network for clips of fewtokens train, or a ViT. "
+            "Its tokens follow those of the first; --with reduces both.",
+        ),
+        Check(check_model),
+    ] = None,
+    segment: Annotated[
+        int | None,
+        typer.Option(
+            "--segment",
+            metavar="FRAMES",
+            rich_help_panel=ENCODER,
+            help="Frames that the second encoder sees at once. Default: 4.",
+        ),
+    ] = None,
     spec: Annotated[
         str,
         typer.Option(
@@ -73,8 +94,9 @@ def video_llm(
 ) -> None:
     """Train a video language model, composed of a video encoder and a language model, on conversations about videos.
 
-    Its parts are encoder, projector, compressor, streams and llm. The setting rates multiplies --lr for single parts; 0
-    freezes a part. Default settings are those of the Token Dynamics paper.
+    Its parts are encoder, projector, compressor, streams and llm, with a second encoder also encoder2 and projector2.
+    The setting rates multiplies --lr for single parts; 0 freezes a part. Default settings are those of the Token
+    Dynamics paper.
     """
     check_conversations(conversations)
     from fewtokens.llm.composed import build_video_llm
@@ -83,14 +105,20 @@ def video_llm(
 
     if streams:
         parse(streams)  # raises errors before a model is loaded
+    if segment is not None and encoder2 is None:
+        raise ValueError("--segment has no effect without --encoder2")
 
     def build() -> tuple[ComposedVideoLLM, dict[str, Input]]:
         options: dict[str, Any] = {"pool": pool, "positions": positions}
         if streams:  # runs without it, also of earlier versions, do not record it
             options["streams"] = streams
-        model = build_video_llm(encoder, llm, spec=spec, **options, device="cpu", batch=256)
+        if segment is not None:
+            options["segment"] = segment
+        model = build_video_llm(encoder, llm, spec=spec, encoder2=encoder2, **options, device="cpu", batch=256)
         values = {"--with": spec} | {f"--{name}": value for name, value in options.items()}
         sources = {"--encoder": folder_input(encoder), "--llm": folder_input(llm)}
+        if encoder2 is not None:
+            sources["--encoder2"] = folder_input(encoder2)
         return model, sources | {name: plain_input(value) for name, value in values.items()}
 
     train_language_model(build, conversations, options, {})

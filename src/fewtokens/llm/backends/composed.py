@@ -21,25 +21,21 @@ from fewtokens.video import Video
 
 
 class Composed(Backend):
-    """Rows of a video: T x H x W cells, each of pool x pool patches, in raster order."""
+    """Rows of a video: cells of pool x pool patches in raster order, then those of a second encoder."""
 
     name = "composed"
     needs_items = False
-    cues: ClassVar = ("text", "frame_global", "pixels")
     pixel_inputs: ClassVar = {"image": (), "video": ("pixel_values_videos", "video_cells")}
 
     def prepare(self, model: Any, processor: Any, video: Video) -> PreparedVideo:
         frames = square_frames(video.frames, processor.read_size)
         inputs = {"pixel_values_videos": frames[None], "video_times": video.times[None]}
-        return PreparedVideo(inputs, processor.placeholder * model.grid_of(inputs).cells)
+        return PreparedVideo(inputs, processor.placeholder * sum(grid.cells for grid in model.grids_of(inputs)))
 
     def encode(self, model: Any, modality: str, inputs: dict[str, Any]) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        cells = inputs.get("video_cells")
-        if cells is None:
-            cells, _ = model.cells(inputs["pixel_values_videos"], inputs.get("video_times"))
-        projected = model.project(cells)
+        projected = model.rows(inputs)
         rows: Any = list(projected)
         # Streams read all tokens; `pack` keeps them.
         slow = projected if model.streams is not None else None
@@ -54,7 +50,10 @@ class Composed(Backend):
     def layouts(
         self, model: Any, modality: str, inputs: dict[str, Any], entries: Sequence[Tensor]
     ) -> Sequence[RowLayout | None]:
-        return [RowLayout(grid) for grid in model.grid_of(inputs).videos(len(entries))]
+        layouts: list[RowLayout | None] = [None] * len(entries)
+        for grid in reversed(model.grids_of(inputs)):
+            layouts = [RowLayout(own, rest=rest) for own, rest in zip(grid.videos(len(entries)), layouts, strict=True)]
+        return layouts
 
     def pixels(self, model: Any, modality: str, inputs: dict[str, Any], entries: slice, layout: RowLayout) -> Tensor:
         frames = inputs.get("pixel_values_videos")
@@ -68,7 +67,7 @@ class Composed(Backend):
         return {"pixel_values_videos", "video_times", "video_cells", "video_grid", "video_cues"}
 
     def available_cues(self, model: Any) -> tuple[str, ...]:
-        return (*self.cues, *TOWER_CUES)
+        return model.cues
 
     def check_attention(self, model: Any, method: Method) -> None:
         check_received(method, "the encoder of a composed model")

@@ -260,8 +260,8 @@ class VistaLlama(Block):
     """Text rows see fast tokens without rotation, hence at the same distance everywhere, in one softmax with the text.
 
     The logit of text row i and column j is q[i] k[j] / sqrt(d), with rotated q and k if j is text and without rotation
-    if j is a fast token. It adds no parameters and reads no slow tokens. Vista-LLaMA (arXiv 2312.08870), without its
-    sequential projector.
+    if j is a fast token. It adds no parameters and reads no slow tokens. Vista-LLaMA (arXiv 2312.08870); its sequential
+    projector is the method `vista_llama`.
     """
 
     def mix(self, mixed: Tensor, attention: Attention, entry: list[Tensor], current: Pass) -> Tensor:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
-    Attention,
     PositionEmbedding,
+    QueryLayer,
     attribute_by_attention,
     check_counts,
     constant_count,
-    feed_forward,
     masked_features,
     with_attention_floor,
 )
@@ -64,7 +63,7 @@ class QFormer(Resampler):
         self.queries = nn.Parameter(0.02 * torch.randn(keep, dim))
         self.norm_queries, self.norm_seen = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.places = PositionEmbedding(dim)
-        self.layers = nn.ModuleList(Layer(dim, heads, cross=number % 2 == 0) for number in range(num_layers))
+        self.layers = nn.ModuleList(QueryLayer(dim, heads, cross=number % 2 == 0) for number in range(num_layers))
         load_weights(self, checkpoint)
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
@@ -78,23 +77,3 @@ class QFormer(Resampler):
                 weights.append(attention)
         attention = with_attention_floor(torch.stack(weights).mean(0))
         return attribute_by_attention(tokens, queries, attention, constant_count(tokens, self.keep))
-
-
-class Layer(nn.Module):
-    """Self-attention, cross-attention to the video if `cross`, and an MLP; post-norm."""
-
-    def __init__(self, dim: int, heads: int, *, cross: bool) -> None:
-        super().__init__()
-        self.attention, self.norm1 = Attention(dim, heads), nn.LayerNorm(dim)
-        self.cross = Attention(dim, heads) if cross else None
-        self.norm2 = nn.LayerNorm(dim) if cross else nn.Identity()
-        self.mlp, self.norm3 = feed_forward(dim), nn.LayerNorm(dim)
-
-    def forward(self, queries: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns new queries [B,M,C] and their attention to x, [B,M,N], or None without cross-attention."""
-        queries = self.norm1(queries + self.attention(queries, queries))
-        attention = None
-        if self.cross is not None:
-            mixed, attention = self.cross.attend(queries, x, mask)
-            queries = self.norm2(queries + mixed)
-        return self.norm3(queries + self.mlp(queries)), attention

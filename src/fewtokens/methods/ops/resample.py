@@ -173,6 +173,26 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class QueryLayer(nn.Module):
+    """A layer of a Q-Former: self-attention, cross-attention to the video if `cross`, and an MLP; post-norm."""
+
+    def __init__(self, dim: int, heads: int, *, cross: bool = True) -> None:
+        super().__init__()
+        self.attention, self.norm1 = Attention(dim, heads), nn.LayerNorm(dim)
+        self.cross = Attention(dim, heads) if cross else None
+        self.norm2 = nn.LayerNorm(dim) if cross else nn.Identity()
+        self.mlp, self.norm3 = feed_forward(dim), nn.LayerNorm(dim)
+
+    def forward(self, queries: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns new queries [B,M,C] and their attention to x, [B,M,N], or None without cross-attention."""
+        queries = self.norm1(queries + self.attention(queries, queries))
+        attention = None
+        if self.cross is not None:
+            mixed, attention = self.cross.attend(queries, x, mask)
+            queries = self.norm2(queries + mixed)
+        return self.norm3(queries + self.mlp(queries)), attention
+
+
 class TokenSummary(nn.Module):
     """TokenLearner over a set of tokens: softmax over the tokens of MLP(LayerNorm(x)), one map per output.
 
