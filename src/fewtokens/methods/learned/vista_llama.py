@@ -91,10 +91,7 @@ class VistaLlama(Resampler):
     def step(self, tokens: Tokens, state: SequentialState | None = None, **cues: Any) -> tuple[Tokens, SequentialState]:
         """Returns the tokens of these frames; see `Method.step`."""
         new, last = self._project(tokens, None if state is None else state.queries)
-        reduced = tokens.replace(features=tokens.features[..., :0]).apply(new.plan)
-        assert new.features is not None
-        features = new.features.to(tokens.features.dtype).masked_fill(~reduced.mask[..., None], 0)
-        return reduced.replace(features=features), SequentialState(last.detach())
+        return new.apply_to(tokens), SequentialState(last.detach())
 
     def _project(self, tokens: Tokens, queries: Tensor | None) -> tuple[Resampled, Tensor]:
         """Returns the tokens of all frames, and those of each video's last frame, [B,M,C].
