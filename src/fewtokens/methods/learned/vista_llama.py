@@ -58,7 +58,7 @@ class VistaLlama(Resampler):
     learned = True
     full_grid = True
     paper = "Vista-LLaMA, arXiv 2312.08870"
-    license = "written from the paper"
+    license = "written from the abstract"
     cost = "per layer and frame: 14*M*C*C + 2*M*M*C + 2*H*W*C*C + 2*M*H*W*C MACs; frames one after another"
 
     def __init__(
