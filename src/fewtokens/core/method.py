@@ -312,6 +312,17 @@ class Resampled:
         """The soft plan that moves the input tokens by `attribution`."""
         return Plan(self.count, math.prod(self.attribution.shape[1:-1]), weights=self.attribution)
 
+    def apply_to(self, tokens: Tokens) -> Tokens:
+        """Returns the new tokens, in the dtype of the input tokens [B,N,C]."""
+        if self.features is None:
+            reduced = tokens.apply(self.plan)
+        else:
+            # The sums of the features are not needed.
+            reduced = tokens.replace(features=tokens.features[..., :0]).apply(self.plan)
+            features = self.features.to(tokens.features.dtype).masked_fill(~reduced.mask[..., None], 0)
+            reduced = reduced.replace(features=features)
+        return reduced if self.kept is None else reduced.apply(Plan.keep(self.kept & reduced.mask))
+
 
 class Resampler(Method):
     """A method that computes new features, with the attribution of each to the input tokens.
@@ -337,14 +348,7 @@ class Resampler(Method):
 
     @final  # type: ignore[misc]
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        new = self.resample(tokens, **cues)
-        if new.features is None:
-            return tokens.apply(new.plan)
-        # The sums of the features are not needed.
-        reduced = tokens.replace(features=tokens.features[..., :0]).apply(new.plan)
-        features = new.features.to(tokens.features.dtype).masked_fill(~reduced.mask[..., None], 0)
-        reduced = reduced.replace(features=features)
-        return reduced if new.kept is None else reduced.apply(Plan.keep(new.kept & reduced.mask))
+        return self.resample(tokens, **cues).apply_to(tokens)
 
 
 class Quantized(NamedTuple):

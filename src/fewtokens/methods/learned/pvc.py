@@ -52,7 +52,7 @@ class Pvc(Resampler):
     learned = True
     full_grid = True
     paper = "PVC, arXiv 2412.09613"
-    license = "written from the paper; no code of the model was published"
+    license = "written from summaries of the paper; its repository has no code of the model"
     cost = "per block: N*C*(16*C + 2*H*W + T) MACs; compression N*C*4*C + 4*C*C per token"
 
     def __init__(

@@ -58,7 +58,7 @@ class VistaLlama(Resampler):
     learned = True
     full_grid = True
     paper = "Vista-LLaMA, arXiv 2312.08870"
-    license = "written from the paper"
+    license = "written from the abstract"
     cost = "per layer and frame: 14*M*C*C + 2*M*M*C + 2*H*W*C*C + 2*M*H*W*C MACs; frames one after another"
 
     def __init__(
@@ -91,10 +91,7 @@ class VistaLlama(Resampler):
     def step(self, tokens: Tokens, state: SequentialState | None = None, **cues: Any) -> tuple[Tokens, SequentialState]:
         """Returns the tokens of these frames; see `Method.step`."""
         new, last = self._project(tokens, None if state is None else state.queries)
-        reduced = tokens.replace(features=tokens.features[..., :0]).apply(new.plan)
-        assert new.features is not None
-        features = new.features.to(tokens.features.dtype).masked_fill(~reduced.mask[..., None], 0)
-        return reduced.replace(features=features), SequentialState(last.detach())
+        return new.apply_to(tokens), SequentialState(last.detach())
 
     def _project(self, tokens: Tokens, queries: Tensor | None) -> tuple[Resampled, Tensor]:
         """Returns the tokens of all frames, and those of each video's last frame, [B,M,C].
