@@ -20,7 +20,7 @@ from fewtokens.methods.ops.codes import (
 
 
 class ProductVq(Quantizer):
-    """Splits the channels of a token into groups and quantizes each with a codebook of its own.
+    """Splits the channels of a token into groups and quantizes each with a separate codebook.
 
     Product quantization (Jegou et al., 2011, doi 10.1109/TPAMI.2010.57), as in FQGAN (arXiv 2411.16681) without its
     losses between the codebooks.
