@@ -13,6 +13,7 @@ from fewtokens.llm import BACKENDS, Session, attach, backend_of, compress_inputs
 from fewtokens.llm.backends import base as backend_module
 from fewtokens.llm.backends.base import backend_class
 from fewtokens.llm.interface import cache_of, layer_cache, unsupported, unwrap
+from fewtokens.llm.layers.attention import check_layers
 from fewtokens.llm.layers.hooks import language_model
 from tests.llm.test_compress import generate, logits_of
 from tests.llm.tiny import FAMILIES, prompt, tiny
@@ -64,24 +65,33 @@ def test_deepstack_under_another_name():
         few(**example.inputs)
 
 
-def test_layers_with_other_submodules():
+def test_attention_that_does_not_pass_through_the_interface(monkeypatch):
+    model, example = copy.deepcopy(tiny("qwen2_vl")), prompt("qwen2_vl", *MIXTURE)
+    for layer in language_model(model).layers:
+        monkeypatch.setattr(layer.self_attn, "forward", lambda hidden_states, **_: (hidden_states, None))
+    with (
+        attach(model, INSIDE[0]) as few,
+        pytest.raises(ValueError, match="attention of Qwen2VLDecoderLayer does not pass through AttentionInterface"),
+    ):
+        few(**example.inputs)
+    assert language_model(model).config._attn_implementation == "sdpa"
+
+
+def test_streams_in_layers_with_other_submodules():
     model = copy.deepcopy(tiny("qwen3_vl"))
     attention = language_model(model).layers[1].self_attn
     attention.query_norm = attention.q_norm
     del attention.q_norm
-    with (
-        pytest.raises(ValueError, match=r"the attention of decoder layers consists of .*query_norm"),
-        attach(model, INSIDE[0]),
-    ):
-        pass
+    with pytest.raises(ValueError, match=r"the attention of decoder layers consists of .*query_norm"):
+        check_layers(language_model(model))
     model = copy.deepcopy(tiny("qwen2_vl"))
     language_model(model).layers[0].gate = nn.Identity()
-    with pytest.raises(ValueError, match="decoder layers differ in gate"), attach(model, INSIDE[0]):
-        pass
+    with pytest.raises(ValueError, match="decoder layers differ in gate"):
+        check_layers(language_model(model))
     model = copy.deepcopy(tiny("qwen2_vl"))
     language_model(model).layers[0].self_attn.sliding_window = 8
-    with pytest.raises(ValueError, match=r"layers of full attention, .*sliding"), attach(model, INSIDE[0]):
-        pass
+    with pytest.raises(ValueError, match=r"layers of full attention, .*sliding"):
+        check_layers(language_model(model))
 
 
 def test_a_new_parameter_of_get_rope_index(monkeypatch):

@@ -134,10 +134,10 @@ def compress_each(
     encoded = encode_visuals(backend, model, prompt, items, needs=needs, rule=rule, methods=towers[0])
     if not encoded:
         return [Compressed(prompt) for _ in chains]
-    return [
-        _finish(backend, model, prompt, encoded, pipeline, own, layout=layout, positions=positions)
-        for pipeline, own in zip(chains, for_images, strict=True)
-    ]
+    results = []
+    for pipeline, own in zip(chains, for_images, strict=True):
+        results.append(_finish(backend, model, prompt, encoded, pipeline, own, layout=layout, positions=positions))
+    return results
 
 
 def _finish(
@@ -153,7 +153,7 @@ def _finish(
         warnings.warn(
             f"{number} image{'s' if plural else ''} of {sum(compressed.whole):,} tokens "
             f"{'are' if plural else 'is'} left whole; {reason}",
-            stacklevel=4,
+            stacklevel=4,  # the caller of `compress`
         )
     for outputs in compressed.inputs["mm_encoder_outputs"].values():
         note_pipeline(outputs, pipeline)

@@ -31,7 +31,7 @@ def check_layers(text: Any) -> None:
     if any(getattr(layer.self_attn, "sliding_window", None) for layer in text.layers if hasattr(layer, "self_attn")):
         kinds |= {"sliding_attention"}
     if kinds != {"full_attention"}:
-        raise ValueError(f"methods inside a language model require layers of full attention, got {sorted(kinds)}")
+        raise ValueError(f"a second stream requires layers of full attention, got {sorted(kinds)}")
     for layer in text.layers:
         parts = {name for name, _ in layer.named_children()}
         if parts != _LAYER:
