@@ -24,8 +24,8 @@ Cost on one core with avx512_bf16: data 7 minutes, align 3, train 31 (150 steps;
 bfloat16, 28.6 in float32, 20.7 without adapters, and 11 to 12 with adapters and without unused logits), short 8 (70
 steps), evaluate 4 minutes for 30 questions, the methods inside the language model at 5 and 25 % not included.
 
-Expected: after `train` alone the model does not use the video: with all tokens it gives the answers that it gives
-without any. In conversations of ten turns most answers follow from earlier ones.
+Expected: after `train` alone the model hardly uses the video. Of 30 answers 3 are right with all tokens and 3 without
+any, and 24 are the same. In conversations of ten turns most answers follow from earlier ones.
 """
 
 from __future__ import annotations
@@ -576,9 +576,9 @@ def notes(rows: Rows, facts: dict[str, Any]) -> str:
         f"minutes (it then names the color of an object in {100 * facts['color']:.0f} % and the look in "
         f"{100 * facts['look']:.0f} % of its cells), then projector and adapters of rank 16 were trained on one core, "
         f"for {facts['train_seconds'] / 60:.0f} minutes on conversations ({facts['steps']} steps of {BATCH}, of up to "
-        f"{TURNS + 2} turns) and for {facts['short_seconds'] / 60:.0f} minutes on one question and the description of a "
-        f"clip, from a random quarter of its tokens ({facts['short_steps']} steps of 16); nine of ten clips are generated, "
-        f"the others {len(real_clips()[1])} real ones. "
+        f"{TURNS + 2} turns) and for {facts['short_seconds'] / 60:.0f} minutes on one question and the description of "
+        f"a clip, from a random quarter of its tokens ({facts['short_steps']} steps of 16); nine of ten clips are "
+        f"generated, the others {len(real_clips()[1])} real ones. "
         f"There was time for one training only: a seed is that of the method and of {count // 3} of the {count} test "
         "questions, so the spread of seeds is mostly that of the questions. The standard error of an accuracy is "
         f"{error:.1f} points; a random guess scores {100 * chance:.1f} %. A method that keeps more than the budget is "
