@@ -145,8 +145,16 @@ ROWS = [
         "64 of 196 per frame",
         "Theia-4869/FasterVLM@f5d5f12",
         partial(attended, "attention_topk('64/frame')", "FasterVLM"),
+        reason="theirs is one topk; ours ranks frames of any size and also returns positions, sizes and cells",
     ),
-    Row("cdpruner", "64 of 196 per frame", "Theia-4869/CDPruner@9541616", cdpruner, unequal=_RANGE),
+    Row(
+        "cdpruner",
+        "64 of 196 per frame",
+        "Theia-4869/CDPruner@9541616",
+        cdpruner,
+        unequal=_RANGE,
+        reason="the same products; at each step ours also ranks tokens that add no volume by relevance",
+    ),
     Row(
         "prumerge",
         "32 neighbors, normalize=False",
@@ -156,7 +164,14 @@ ROWS = [
         unequal=_COUNT,
     ),
     *(
-        Row("pixelprune", f"tau = {tau}, from pixels", "OPPO-Mente-Lab/PixelPrune@a870e31", partial(pixelprune, tau))
+        Row(
+            "pixelprune",
+            f"tau = {tau}, from pixels",
+            "OPPO-Mente-Lab/PixelPrune@a870e31",
+            partial(pixelprune, tau),
+            reason="at tau = 0 the published code compares all cells of a frame at once; ours also finds the token of "
+            "each dropped cell, diagonal by diagonal",
+        )
         for tau in (0.0, 0.1)
     ),
     Row("dart", "the decision, a quarter", "ModelTC/LightCompress@9701d03", dart, (8, 32), unequal=_ORDER, **_LAYER),
