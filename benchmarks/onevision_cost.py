@@ -1,6 +1,6 @@
 """Time to first token, tokens per second and memory at the size of LLaVA-OneVision-0.5B, vision tower included.
 
-    python benchmarks/onevision_cost.py                      # 8 and 16 frames in float32, 12 minutes on 2 cores
+    python benchmarks/onevision_cost.py                      # 8 and 16 frames in float32, 10 minutes on 2 cores
     python benchmarks/onevision_cost.py --dtype bfloat16 --frames 32
     python benchmarks/onevision_cost.py --gpu                # 32 and 128 frames in bfloat16 on a CUDA device
     python benchmarks/onevision_cost.py --quick              # 2 frames, a few layers: whether everything runs
@@ -308,7 +308,7 @@ def main() -> None:
     write(
         name,
         "Cost of an answer at the size of LLaVA-OneVision-0.5B, vision tower included",
-        "python benchmarks/onevision_cost.py" + " --gpu" * args.gpu,
+        " ".join(["python benchmarks/onevision_cost.py", *sys.argv[1:]]),
         tables,
         f"{facts} First token: the sum of preprocessing (reading the clip included), tower with projector, reduction "
         f"and prefill. Medians of up to {REPEATS} runs; parts of more than {SECONDS} s run once. Memory: the peak of a "

@@ -1,6 +1,6 @@
 """Methods published for images, and those inside a language model that were published for them.
 
-Published code that returns which tokens are kept is followed by the selection of their rows, as published.
+Published code that returns only which tokens are kept is followed by the selection of their rows.
 """
 
 from __future__ import annotations
