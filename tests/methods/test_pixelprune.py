@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.pruning.pixelprune import PixelPrune
+from fewtokens.methods.pruning.pixelprune import PixelPrune, _equal_sources
 
 
 def gray(values: torch.Tensor) -> tuple[Tokens, torch.Tensor]:
@@ -66,3 +66,12 @@ def test_against_a_double_loop(tau):
 def test_negative_thresholds_are_an_error():
     with pytest.raises(ValueError, match="tau must be at least 0"):
         PixelPrune(-0.1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (6, 1), (5, 8), (9, 4)])
+def test_all_cells_at_once_are_the_cells_one_diagonal_after_another(shape):
+    H, W = shape
+    torch.manual_seed(0)
+    # Few values, so that runs of equal cells and corners occur.
+    values = torch.randint(2, (40, H * W, 1)).float().repeat(1, 1, 3)
+    assert torch.equal(_equal_sources(values, H, W), PixelPrune(0.0)._sources(values, H, W))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.method import Reducer
@@ -33,7 +34,7 @@ class PixelPrune(Reducer):
     full_grid = True
     paper = "PixelPrune, OPPO-Mente-Lab/PixelPrune; vLLM pull request 45106"
     license = "written from the description; reference code Apache-2.0"
-    cost = "O(pixels), in H + W - 1 steps"
+    cost = "O(pixels), in H + W - 1 steps; all at once with tau=0"
 
     def __init__(self, tau: float = 0.0) -> None:
         super().__init__()
@@ -56,7 +57,8 @@ class PixelPrune(Reducer):
         T, H, W = tokens.grid.shape
         values = pixels.flatten(2).unflatten(1, (T, H * W)).flatten(0, 1)  # [B*T,H*W,D]
         with torch.no_grad():
-            source = self._sources(values, H, W).unflatten(0, (tokens.B, T))
+            sources = self._sources(values, H, W) if self.tau else _equal_sources(values, H, W)
+            source = sources.unflatten(0, (tokens.B, T))
             first = torch.arange(T, device=source.device)[:, None] * H * W
             source = (source + first).flatten(1)
             own = torch.arange(tokens.N, device=source.device)
@@ -86,3 +88,20 @@ class PixelPrune(Reducer):
 
     def _close(self, a: Tensor, b: Tensor) -> Tensor:
         return (a - b).abs().amax(-1) <= self.tau
+
+
+def _equal_sources(values: Tensor, H: int, W: int) -> Tensor:
+    """`PixelPrune._sources` for tau = 0: a dropped cell equals its token, so all cells are decided at once."""
+    v = values.unflatten(1, (H, W))
+    # Whether a cell equals the one to its left, and the one above it; False where there is none.
+    as_left = F.pad((v[:, :, 1:] == v[:, :, :-1]).all(-1), (1, 0))
+    as_above = F.pad((v[:, 1:] == v[:, :-1]).all(-1), (0, 0, 1, 0))
+    # In the first row nothing is above, and in the first column nothing else is.
+    from_above = F.pad(as_above[:, 1:, :-1] & ~as_left[:, :-1, 1:], (1, 0, 1, 0))
+    from_above[:, :, 0] = True
+    dropped = torch.where(from_above, as_above, as_left).flatten(1)
+    cell = torch.arange(H * W, device=values.device)
+    source = torch.where(dropped, cell - torch.where(from_above.flatten(1), W, 1), cell)
+    for _ in range((H + W).bit_length()):  # follows chains of cells, of doubled length each time
+        source = source.gather(1, source)
+    return source
