@@ -488,7 +488,7 @@ def language_model(model: Any) -> Any:
     Raises:
         ValueError: there is none under a known name.
     """
-    for name in ("language_model", "text_model", "model"):  # the last one in Qwen omni models before 5.20
+    for name in ("language_model", "text_model", "model"):  # the last one in Qwen omni models of 5.19
         text = getattr(model.base_model, name, None)
         # A causal language model has it inside.
         for part in (text, getattr(text, "model", None)):
