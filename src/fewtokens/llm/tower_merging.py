@@ -30,6 +30,7 @@ from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.tower import Tower, norm_before_mlp, projected_keys, projections
 from fewtokens.llm.tower_patches import CannotSkipError, first_of, map_arguments, with_first
@@ -58,6 +59,8 @@ class Region:
     rows: Tensor
     prefix: Tensor
     tokens: Tokens | None = None
+
+    __repr__ = shape_repr
 
 
 class TowerMerging:

@@ -93,7 +93,7 @@ class PixelPrune(Reducer):
 def _equal_sources(values: Tensor, H: int, W: int) -> Tensor:
     """`PixelPrune._sources` for tau = 0: a dropped cell equals its token, so all cells are decided at once."""
     v = values.unflatten(1, (H, W))
-    # Whether a cell equals the one to its left, and the one above it; False where there is none.
+    # Whether a cell equals the one to its left, and the one above it; False at the edge.
     as_left = F.pad((v[:, :, 1:] == v[:, :, :-1]).all(-1), (1, 0))
     as_above = F.pad((v[:, 1:] == v[:, :-1]).all(-1), (0, 0, 1, 0))
     # In the first row nothing is above, and in the first column nothing else is.
