@@ -291,7 +291,8 @@ def main() -> None:
         options = ["--frames", str(count), "--dtype", dtype, *["--gpu"] * args.gpu, *["--quick"] * args.quick]
         command = [sys.executable, "-W", "ignore", __file__, *options, "--run"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        tables[f"{count} frames"] = json.loads(done.stdout.splitlines()[-1])
+        rows = json.loads(done.stdout.splitlines()[-1])
+        tables[f"{count} frames"] = [{key: _rounded(value) for key, value in row.items()} for row in rows]
         _say(f"{time.perf_counter() - start:.0f} s")
     if args.json:
         report = {"machine": machine(), "dtype": dtype, "rows": tables}
@@ -316,6 +317,11 @@ def main() -> None:
         "layers have all.",
         images=(f"{name}.png",),
     )
+
+
+def _rounded(value: Any) -> Any:
+    """Three significant digits of a float."""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":
