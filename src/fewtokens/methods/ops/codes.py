@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -50,19 +49,14 @@ def check_bits(num_bits: int, group: int) -> None:
         raise ValueError(f"group must be in 1..16 bits, got {group}")
 
 
-def signs_to_codes(signs: Tensor, groups: Sequence[int]) -> Tensor:
-    """The codes of bits [B,N,K] split into groups of these sizes, int64 [B,N,Q]; the first bit of a group counts 1."""
-    parts = (signs > 0).long().split(list(groups), -1)
-    return torch.stack([(part << torch.arange(part.shape[-1], device=part.device)).sum(-1) for part in parts], -1)
+def signs_to_codes(signs: Tensor) -> Tensor:
+    """The codes of bits [B,N,K], one for each token, int64 [B,N,1]; the first bit counts 1."""
+    return ((signs > 0).long() << torch.arange(signs.shape[-1], device=signs.device)).sum(-1, keepdim=True)
 
 
-def codes_to_signs(codes: Tensor, groups: Sequence[int]) -> Tensor:
+def codes_to_signs(codes: Tensor, num_bits: int) -> Tensor:
     """The inverse of `signs_to_codes`: +1 and -1, float32 [B,N,K]."""
-    bits = [
-        (code[..., None] >> torch.arange(size, device=code.device)) & 1
-        for code, size in zip(codes.unbind(-1), groups, strict=True)
-    ]
-    return torch.cat(bits, -1).float() * 2 - 1
+    return ((codes >> torch.arange(num_bits, device=codes.device)) & 1).float() * 2 - 1
 
 
 def bit_entropies(logits: Tensor, group: int) -> tuple[Tensor, Tensor]:

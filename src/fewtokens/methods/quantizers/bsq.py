@@ -62,19 +62,19 @@ class Bsq(Quantizer):
 
     def quantize(self, features: Tensor, mask: Tensor | None = None) -> Quantized:
         x = F.normalize(project(self.project_in, features), dim=-1)
-        codes = signs_to_codes(x, (self.num_bits,))
+        codes = signs_to_codes(x)
         losses = {}
         if self.training:
             real = x.flatten(0, 1) if mask is None else x[mask]
             # Log odds of a bit: the two codes that differ in it have the logits +-2 u_i / sqrt(K).
             sample, batch = bit_entropies(4 * real * self.num_bits**-0.5, self.group)
             losses["entropy"] = self.entropy * (sample - self.diversity * batch)
-        differentiable = project(self.project_out, straight_through(self._directions(codes), x))
-        return Quantized(straight_through(self.lookup(codes), differentiable), codes, losses)
+        directions = straight_through(self._directions(codes), x)
+        return Quantized(project(self.project_out, directions), codes, losses)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return project(self.project_out, self._directions(codes))
 
     def _directions(self, codes: Tensor) -> Tensor:
         """The vectors of length 1 that codes stand for, float32 [B,N,K]."""
-        return codes_to_signs(codes, (self.num_bits,)) * self.num_bits**-0.5
+        return codes_to_signs(codes, self.num_bits) * self.num_bits**-0.5

@@ -61,7 +61,8 @@ class Fsq(Quantizer):
         x = project(self.project_in, features).unflatten(-1, (self.groups, -1))
         rounded = self.scalars.quantize(x)
         codes = self.scalars.codes_to_indices(rounded).long()
-        return Quantized(straight_through(self.lookup(codes), project(self.project_out, rounded.flatten(2))), codes, {})
+        values = straight_through(self.scalars._indices_to_codes(codes), rounded)
+        return Quantized(project(self.project_out, values.flatten(2)), codes, {})
 
     def lookup(self, codes: Tensor) -> Tensor:
         return project(self.project_out, self.scalars._indices_to_codes(codes).flatten(2))

@@ -66,16 +66,15 @@ class Lfq(Quantizer):
 
     def quantize(self, features: Tensor, mask: Tensor | None = None) -> Quantized:
         x = project(self.project_in, features)
-        codes = signs_to_codes(x, (self.num_bits,))
-        signs = codes_to_signs(codes, (self.num_bits,))
+        codes = signs_to_codes(x)
         losses = {}
         if self.training:
             real = x.flatten(0, 1) if mask is None else x[mask]
             sample, batch = bit_entropies(_SHARPNESS * real, self.group)
             losses["entropy"] = self.entropy * (sample - self.diversity * batch)
             losses["commitment"] = self.commitment * (real - real.sign().detach()).square().mean()
-        differentiable = project(self.project_out, straight_through(signs, x))
-        return Quantized(straight_through(self.lookup(codes), differentiable), codes, losses)
+        signs = straight_through(codes_to_signs(codes, self.num_bits), x)
+        return Quantized(project(self.project_out, signs), codes, losses)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        return project(self.project_out, codes_to_signs(codes, (self.num_bits,)))
+        return project(self.project_out, codes_to_signs(codes, self.num_bits))
