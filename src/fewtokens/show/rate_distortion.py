@@ -42,7 +42,8 @@ def draw_rate_distortion(
 ) -> Path | None:
     """Plots a measure against bits per pixel, one line per name.
 
-    Returns None if no point has the measure or matplotlib is missing. Codecs and baselines are gray, tokenizers have their colors. A single point is a marker.
+    Returns None if no point has the measure or matplotlib is missing. Codecs and baselines are gray, tokenizers have
+    their colors. A single point is a marker.
 
     Args:
         points: of all curves.

@@ -109,7 +109,7 @@ def encode_jpeg(frames: Tensor, quality: int) -> Coded:
         quality: 1 (worst) to 95.
 
     Returns:
-        `bits` of the scans, `header_bits` of everything else, mostly standard tables. Chroma is 4:2:0.
+        `bits` of the scans, `header_bits` of the rest, mostly standard tables. Chroma is 4:2:0.
 
     Raises:
         ValueError: frames have another shape or dtype, or quality is out of range.
