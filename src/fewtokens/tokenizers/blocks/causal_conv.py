@@ -23,7 +23,7 @@ class CausalConv3d(nn.Conv3d):
     Args:
         dim, out: channels of input and output.
         kernel, stride: frames, rows and columns.
-        first_frame: whether the first frame has an output of its own.
+        first_frame: whether the first frame has a separate output.
         fill: what stands before the first frame: "first" repeats it, "zeros" are zeros.
         causal: whether all padding in time is in front. If False, it is symmetric and zero.
     """
