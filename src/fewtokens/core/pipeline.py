@@ -22,7 +22,7 @@ from fewtokens.core.hub import Pushable, from_hub
 from fewtokens.core.identity import describe_source, rename_encoder_keys
 from fewtokens.core.inputs import ACCEPTED, is_list_of_videos, read_video, to_frames
 from fewtokens.core.legacy import current_spec
-from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
+from fewtokens.core.method import CUES, STAGES, Method, Quantizer, Reducer, Resampler
 from fewtokens.core.plain import conform
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
@@ -150,7 +150,10 @@ class Pipeline(Pushable, nn.Module):
             # After a method with a threshold the count is unknown, even if a later method has a budget.
             if planned is None:
                 return None
-            count = planned if isinstance(method, Resampler) else min(count, planned)
+            if isinstance(method, Resampler):
+                count = planned
+            elif not isinstance(method, Quantizer):  # keeps all tokens, of which there may be more than cells
+                count = min(count, planned)
         return count
 
     def forward(self, video: Any, times: Tensor | None = None, **cues: Tensor) -> Tokens:

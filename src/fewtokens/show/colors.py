@@ -33,6 +33,7 @@ _METHODS = (
     "sparsevlm", "attention_topk", "vispruner", "cdpruner", "dart", "pixelprune",
     "prumerge", "pvc", "vista_llama", "langdc",
     "fsq", "lfq", "bsq", "vq", "residual_vq", "product_vq",
+    "learned_queries",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 

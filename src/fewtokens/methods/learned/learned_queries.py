@@ -85,7 +85,9 @@ class LearnedQueries(Resampler):
         queries = self.queries.expand(len(x), -1, -1)
         for block in self.blocks[:-1]:
             x, queries = block(x, queries, mask, ordered=self.ordered)
-        queries, attention = self.blocks[-1].attend_queries(x, queries, mask, ordered=self.ordered)
+        last = self.blocks[-1]
+        assert isinstance(last, QueryBlock)
+        queries, attention = last.attend_queries(x, queries, mask, ordered=self.ordered)
         queries, attention = self.norm(queries), with_attention_floor(attention)
         if per_frame:
             return resample_frames(tokens, attention, queries)
