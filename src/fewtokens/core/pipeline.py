@@ -22,7 +22,7 @@ from fewtokens.core.hub import Pushable, from_hub
 from fewtokens.core.identity import describe_source, rename_encoder_keys
 from fewtokens.core.inputs import ACCEPTED, is_list_of_videos, read_video, to_frames
 from fewtokens.core.legacy import current_spec
-from fewtokens.core.method import CUES, STAGES, Method, Quantizer, Reducer, Resampler
+from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
 from fewtokens.core.plain import conform
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
@@ -152,7 +152,7 @@ class Pipeline(Pushable, nn.Module):
                 return None
             if isinstance(method, Resampler):
                 count = planned
-            elif not isinstance(method, Quantizer):  # keeps all tokens, of which there may be more than cells
+            elif isinstance(method, Reducer) or not _keeps_all_tokens(method):  # there may be more tokens than cells
                 count = min(count, planned)
         return count
 
