@@ -183,12 +183,8 @@ class Tokenizer(Pushable, nn.Module):
         The sum over codes of log2 of the number of values, or 32 bits per channel of continuous tokens; and, if the
         assignment is stored, log2(tokens + 1) bits per cell.
         """
-        if self.quantizer is None or tokens.codes is None:
-            bits = tokens.count.double() * tokens.C * 32
-        else:
-            sizes = torch.tensor(self.quantizer.codebook_sizes, dtype=torch.float64, device=tokens.device).log2()
-            used = (tokens.codes >= 0) & tokens.mask[..., None]
-            bits = (used * sizes).sum((1, 2))
+        quantizer = self.quantizer
+        bits = tokens.count.double() * tokens.C * 32 if quantizer is None else quantizer.count_bits(tokens)
         if self.stores_assignment:
             bits = bits + tokens.grid.cell_mask(tokens.B).sum(1).to(bits) * (tokens.count + 1).double().log2()
         return bits
@@ -239,17 +235,15 @@ class Tokenizer(Pushable, nn.Module):
             ValueError: codes are missing or outside the codebook.
         """
         if self.quantizer is not None:
-            tokens = tokens.replace(features=self._features(tokens))
+            self._check_codes(tokens, self.quantizer)
+            tokens = self.quantizer.restore(tokens)
         frames = (self._decode(tokens).float() + 1).div_(2).clamp_(0, 1)
         T, height, width = tokens.meta.get("size") or (frames.shape[1], *frames.shape[-2:])
         if self.window is not None and self.window < T:
             frames = frames[:, : self.window].flatten(0, 1)[None]
         return frames[:, :T, :, :height, :width]
 
-    def _features(self, tokens: Tokens) -> Tensor:
-        """The features of codes, which must be in range."""
-        quantizer = self.quantizer
-        assert quantizer is not None
+    def _check_codes(self, tokens: Tokens, quantizer: Quantizer) -> None:
         if tokens.codes is None:
             raise ValueError(f"the tokens have no codes, but the tokenizer has the quantizer {quantizer.name}")
         sizes = torch.tensor(quantizer.codebook_sizes, device=tokens.device)
@@ -260,10 +254,6 @@ class Tokenizer(Pushable, nn.Module):
                 f"codes must be below {tuple(quantizer.codebook_sizes)}, the sizes of the codebooks of "
                 f"{quantizer.name}; are they of another tokenizer?"
             )
-        grid = {"grid": tokens.grid} if quantizer.full_grid else {}
-        features = quantizer.lookup(tokens.codes, **grid)
-        dtype = next(self.parameters()).dtype
-        return features.to(dtype).masked_fill(~tokens.mask[..., None], 0)
 
     def _encode(self, frames: Tensor, times: Tensor | None = None) -> Tokens:
         """Encodes frames [B,T,3,H,W] of an accepted size."""
@@ -298,6 +288,24 @@ class Tokenizer(Pushable, nn.Module):
             decoded: the reconstruction [B,T,3,H,W], or None.
         """
         return {}
+
+    def start_from(self, other: Tokenizer) -> int:
+        """Copies the parameters of a trained tokenizer whose names and shapes match, such as all but the quantizer.
+
+        Returns:
+            The number of tensors copied.
+
+        Raises:
+            ValueError: none matches.
+        """
+        own = self.state_dict()
+        matching = {
+            name: value for name, value in other.state_dict().items() if name in own and own[name].shape == value.shape
+        }
+        if not matching:
+            raise ValueError(f"no tensor of {other.spec!r} fits {self.spec!r}")
+        self.load_state_dict(own | matching)
+        return len(matching)
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
         """Writes config.json and model.safetensors, both or neither.
