@@ -35,6 +35,7 @@ TRAIN = {
     "siam-mae": "Pre-train an encoder on pairs of frames with SiamMAE.",
     "rsp": "Pre-train an encoder to predict later frames with RSP.",
     "crop-mae": "Pre-train an encoder on crops of frames with CropMAE.",
+    "tokenizer": "Train a tokenizer, which encodes videos and decodes them.",
     "frames": "Decode videos before pre-training, to read them faster.",
     "video-llm": "Train a video language model from an encoder and an LLM.",
     "token-dynamics": "Train a compressor in a trained video language model.",

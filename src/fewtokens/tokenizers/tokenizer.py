@@ -299,6 +299,24 @@ class Tokenizer(Pushable, nn.Module):
         """
         return {}
 
+    def start_from(self, other: Tokenizer) -> int:
+        """Copies the parameters of a trained tokenizer whose names and shapes match, such as all but the quantizer.
+
+        Returns:
+            The number of tensors copied.
+
+        Raises:
+            ValueError: none matches.
+        """
+        own = self.state_dict()
+        matching = {
+            name: value for name, value in other.state_dict().items() if name in own and own[name].shape == value.shape
+        }
+        if not matching:
+            raise ValueError(f"no tensor of {other.spec!r} fits {self.spec!r}")
+        self.load_state_dict(own | matching)
+        return len(matching)
+
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
         """Writes config.json and model.safetensors, both or neither.
 
