@@ -55,8 +55,10 @@ def unpack(data: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int64]:
     """Returns the values that `pack` packed, int64 [count].
 
     Raises:
-        ValueError: the data have another length.
+        ValueError: the data have another length or type.
     """
+    if data.dtype != np.uint8:
+        raise ValueError(f"packed values must be uint8, got {data.dtype}")
     if data.size != packed_bytes(count, bits):
         raise ValueError(f"{count} values of {bits} bits have {packed_bytes(count, bits)} bytes, got {data.size}")
     weights = np.left_shift(1, np.arange(bits), dtype=np.int64)
