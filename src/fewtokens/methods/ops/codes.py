@@ -119,7 +119,7 @@ def bit_entropies(logits: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return sample, batch
 
 
-def check_codebook(size: int, code_dim: int, decay: float, restart: float) -> None:
+def check_codebook(size: int, code_dim: int, decay: float = 0.99, restart: float = 0.0) -> None:
     """Raises ValueError if an argument of a learned codebook is out of range."""
     if size < 2:
         raise ValueError(f"size must be at least 2 entries, got {size}")
