@@ -31,7 +31,7 @@ _METHODS = (
     "length_embedding", "linvt", "llama_vid", "pool_mlp", "ppllava", "storm",
     "fastv", "pyramid_drop", "dycoke_cache", "cls_attention", "framefusion_cascade", "holitom_inner",
     "sparsevlm", "attention_topk", "vispruner", "cdpruner", "dart", "pixelprune",
-    "prumerge", "pvc", "vista_llama", "langdc",
+    "prumerge", "pvc", "vista_llama", "langdc", "deformable_queries",
     "fsq", "lfq", "bsq", "vq", "residual_vq", "product_vq",
     "multi_scale_vq", "gaussian", "tail_drop", "learned_queries",
 )  # fmt: skip
