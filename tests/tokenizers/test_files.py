@@ -218,7 +218,7 @@ class TestRefusals:
     def test_another_tokenizer(self, path):
         with pytest.raises(ValueError, match="encoded by another tokenizer"):
             read_encoded(path, build(METHODS["large"]))
-        with pytest.raises(ValueError, match="another tokenizer.*with window None; this one is.*with window 2"):
+        with pytest.raises(ValueError, match=r"another tokenizer.*with window None; this one is.*with window 2"):
             read_encoded(path, build(window=2))
 
     def test_other_weights(self, path):
