@@ -152,8 +152,8 @@ class Tokens:
             if features.ndim != 5:
                 raise ValueError(f"features must be [B,T,H,W,C] if no grid is given, got {list(features.shape)}")
             grid = Grid(*features.shape[1:4])
-        B, C = features.shape[0], features.shape[-1]
-        features = features.reshape(B, -1, C)
+        B = features.shape[0]
+        features = features.flatten(1, -2)
         if features.shape[1] != grid.cells:
             raise ValueError(f"the grid has {grid.cells} cells, the features have {features.shape[1]}")
         mask = grid.cell_mask(B, features.device)
