@@ -18,8 +18,8 @@ PRESET = Preset(
         "the same, non-causal": "PSNR 30.78, SSIM 0.889, LPIPS 0.091, FVD 132.1",
     },
     differs=(
-        "The network is that of the released models, weight for weight. Videos are padded at the end, not in front. The "
-        "losses on the codes (entropy and commitment; 0.07 dB in the paper) are left out. The other models of the "
+        "The network is that of the released models, weight for weight. Videos are padded at the end, not in front. "
+        "The losses on the codes (entropy and commitment; 0.07 dB in the paper) are left out. The other models of the "
         "paper are specs: causal=False with first_frame=False, other values of stride and mult, and gaussian instead "
         "of fsq for continuous tokens."
     ),
