@@ -135,6 +135,19 @@ class DepthToSpace(nn.Module):
         return spread[:, :, self.drop :] if start else spread
 
 
+class Repeat(nn.Module):
+    """Repeats each cell `factor` times along frames, rows and columns."""
+
+    def __init__(self, factor: Three) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        for axis, count in enumerate(self.factor, 2):
+            x = x.repeat_interleave(count, axis) if count > 1 else x
+        return x
+
+
 def check_counts(**counts: int) -> None:
     """Raises ValueError if a count is below 1."""
     for name, count in counts.items():
