@@ -43,10 +43,21 @@ from fewtokens.train.tokenizer_recipe import make_tokenizer_recipe
 
 CLIP = (9, 64, 64)
 STEPS, BATCH = 600, 4
-_CONV = "causal_conv(24) | {} > causal_conv(24)"
+_CONV = "causal_conv(24) | {} > causal_conv(width=24)"
 _TRANSFORMER = (
-    "tubelet_transformer(128, stride=(4, 8, 8), layers=(('causal', 3),), heads=4, first_frame=True) | {} > "
-    "tubelet_transformer(width=128, stride=(4, 8, 8), layers=(('causal', 3),), heads=4, first_frame=True)"
+    "tubelet_transformer(128, stride=(4, 8, 8), layers=(('block_causal', 3),), heads=4, first_frame=True) | {} > "
+    "tubelet_transformer(width=128, stride=(4, 8, 8), layers=(('block_causal', 3),), heads=4, first_frame=True)"
+)
+
+
+_WINDOWS = _TRANSFORMER.replace("('block_causal', 3)", "('window4', 2), ('time', 2)", 1).replace(
+    "('block_causal', 3)", "('time', 2), ('space', 2)"
+)
+_LINEAR = "tubelet_transformer(128, stride=(3, 8, 8), layers=(('full', 3),), heads=4)"
+_FLOW = "patch_flow(stride=(3, 8, 8), width=128, depth=3, blocks=2, target='x')"
+_QUERIES = (
+    "tubelet(128, stride=(3, 8, 8)) | learned_queries(192, num_layers=3, heads=4) | {} > "
+    "mask_tokens(width=128, stride=(3, 8, 8), num_tokens=192, num_layers=3, heads=4)"
 )
 
 
@@ -66,14 +77,21 @@ def rows() -> dict[str, Row]:
         # Quantizers inside one network, 15 to 16 bits a token.
         "conv fsq": Row("quantizers", _CONV.format(fsq)),
         "conv vq": Row("quantizers", _CONV.format("vq(65536, code_dim=8)")),
-        "conv residual vq": Row("quantizers", _CONV.format("residual_vq(256, num_levels=2)")),
+        "conv residual vq": Row("quantizers", _CONV.format("residual_vq(256, levels=2)")),
         "conv product vq": Row("quantizers", _CONV.format("product_vq(256, groups=2)")),
         "conv lfq": Row("quantizers", _CONV.format("lfq(16)")),
         "conv bsq": Row("quantizers", _CONV.format("bsq(16)")),
         "conv continuous": Row("continuous", _CONV.format("gaussian(4)")),
         # Encoders and decoders, with the same quantizer.
         "transformer fsq": Row("networks", _TRANSFORMER.format(fsq)),
+        "windows fsq": Row("networks", _WINDOWS.format(fsq)),
+        "queries fsq": Row("networks", _QUERIES.format(fsq)),
+        "transformer to flow fsq": Row("networks", f"{_LINEAR} | {fsq} > {_FLOW}"),
         "linear fsq": Row("networks", f"tubelet(192, stride=(3, 8, 8)) | {fsq} > tubelet(stride=(3, 8, 8))"),
+        # A tail of the tokens is dropped in training, so that any number of them can be decoded.
+        "queries fsq tail drop": Row("prefixes", _QUERIES.format(f"{fsq} | tail_drop(192)")),
+        "conv residual vq 32 x 3": Row("prefixes", _CONV.format("residual_vq(32, levels=3)")),
+        "conv residual vq dropout": Row("prefixes", _CONV.format("residual_vq(32, levels=3, level_dropout=True)")),
         # Methods between encoder and quantizer.
         "conv tome fsq": Row("methods", _CONV.format(f"tome(keep=0.5) | {fsq}")),
         "conv uniform fsq": Row("methods", _CONV.format(f"uniform(keep=0.5) | {fsq}")),
