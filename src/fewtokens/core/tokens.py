@@ -10,7 +10,7 @@ drop or merge (`Plan`), and `Tokens.apply` carries the plan out. Axis letters, u
     w  frames of a block of `attribution`; block g has the frames g*w..g*w + w-1
     C  channels of a feature
     P  prefix tokens (class and register tokens)
-    Q  codes of a token (residual levels, product groups)
+    Q  codes of a token (residual levels, product groups, scales)
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Tokens:
         assignment: int64 [B,S], index of the token that each cell went to; -1 if the cell was dropped.
         grid: the grid of cells.
         prefix: [B,P,C], class and register tokens, which are never reduced, or None.
-        codes: int64 [B,N,Q], discrete codes of each token, or None.
+        codes: int64 [B,N,Q], discrete codes of each token, or None; -1 for no code, see `Quantizer`.
         attribution: float [B,N,w*H*W], weight of each cell in each token, or None if `assignment` determines it. The
             cells are those of the token's block of w frames, w in 1..T: the block of a token at `frame` t begins at
             frame w * (t // w). Weights past the end of the video are 0. A method that resamples each frame separately

@@ -44,6 +44,7 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
     kind = get_preset(config["preset"]).kind if config["preset"] else Tokenizer
     tokenizer = kind.from_spec(config["spec"], window=config["window"])
     tokenizer.title = config["preset"]
+    tokenizer.origin = {"folder": str(path.resolve() if Path(folder).is_dir() else folder)}
     tensors, _ = files.load(path / "model.safetensors", "tokenizer")
     files.check_fit(tokenizer.state_dict(), tensors, f"{folder}: does not fit {config['spec']!r}")
     tokenizer.load_state_dict(tensors)

@@ -73,7 +73,7 @@ class ResidualVq(Quantizer):
         return Quantized(straight_through(self.lookup(codes), project(self.project_out, x)), codes, losses)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Returns the features of codes [B,N,Q]; -1, or a missing last level, stands for no detail of that level."""
+        """Returns the features of codes [B,N,Q]; a missing last level counts as -1."""
         levels = zip(self.codebooks.layers, codes.unbind(-1), strict=False)
-        details = [entries(layer, code.clamp(min=0)) * (code >= 0)[..., None] for layer, code in levels]
+        details = [entries(layer, code) for layer, code in levels]
         return project(self.project_out, torch.stack(details).sum(0))

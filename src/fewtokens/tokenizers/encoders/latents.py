@@ -1,0 +1,36 @@
+"""The latents of a frozen autoencoder as the encoder of a tokenizer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fewtokens.tokenizers.blocks.autoencoder import Half
+from fewtokens.tokenizers.parts import VideoEncoder
+
+
+class Latents(VideoEncoder):
+    """Maps frames to the latents of an autoencoder that is not trained: the means, normalized as in its config.
+
+    Args:
+        network: a folder or hub id of diffusers (of images `AutoencoderKL` and `AutoencoderDC`; of videos those of Wan,
+            CogVideoX, HunyuanVideo and Cosmos), or "dct": the lowest cosine coefficients of patches, a small
+            autoencoder that needs no weights.
+        patch, channels: of "dct"; channels are 3 k^2 for k * k frequencies.
+
+    Raises:
+        ValueError: diffusers is not installed, no such folder, or another class of network.
+    """
+
+    def __init__(self, network: str = "dct", *, patch: int = 8, channels: int = 12) -> None:
+        super().__init__()
+        self.coder = Half(network, "encoder", patch=patch, channels=channels)
+        self.stride, self.first_frame = self.coder.stride, self.coder.first_frame
+        self.causal = not self.coder.is_video
+        self.network, self.patch, self.channels = network, self.stride[1], self.coder.channels
+
+    @property
+    def dim(self) -> int:
+        return self.channels
+
+    def latents(self, x: Tensor) -> Tensor:
+        return self.coder.encode(x)
