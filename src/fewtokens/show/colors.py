@@ -32,7 +32,7 @@ _METHODS = (
     "fastv", "pyramid_drop", "dycoke_cache", "cls_attention", "framefusion_cascade", "holitom_inner",
     "sparsevlm", "attention_topk", "vispruner", "cdpruner", "dart", "pixelprune",
     "prumerge", "pvc", "vista_llama", "langdc", "deformable_queries",
-    "fsq", "lfq", "bsq", "vq", "residual_vq", "product_vq",
+    "fsq", "lfq", "bsq", "vq", "residual_vq", "product_vq", "grouped_residual_vq",
     "multi_scale_vq", "gaussian", "tail_drop",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
