@@ -26,8 +26,9 @@ class GroupedResidualVq(Quantizer):
 
     Args:
         size: number of entries of each codebook, at least 2. Default: 1024.
-        dim: channels of the tokens, a multiple of `groups`.
-        groups: number of groups, at least 1. Default: 2.
+        dim: channels of the tokens.
+        groups: number of groups, in 1..dim; the first have one channel more if the number does not divide `dim`.
+            Default: 2.
         levels: number of codebooks of a group, at least 1. Default: 4.
         code_dim: channels of an entry. Default: 8.
         decay: of the moving mean, in (0, 1). Default: 0.99.
@@ -54,10 +55,10 @@ class GroupedResidualVq(Quantizer):
     ) -> None:
         super().__init__()
         check_codebook(size, code_dim, decay, restart)
-        if groups < 1 or levels < 1 or dim % groups:
-            raise ValueError(
-                f"groups must divide dim, {dim}, and groups and levels be at least 1, got {groups} and {levels}"
-            )
+        if not 1 <= groups <= dim:
+            raise ValueError(f"groups must be in 1..{dim}, the number of channels, got {groups}")
+        if levels < 1:
+            raise ValueError(f"levels must be at least 1, got {levels}")
         self.size, self.dim, self.groups, self.levels = size, dim, groups, levels
         self.code_dim, self.decay, self.restart, self.checkpoint = code_dim, decay, restart, checkpoint
         self.codebooks = nn.ModuleList(
@@ -67,8 +68,9 @@ class GroupedResidualVq(Quantizer):
             )
             for _ in range(groups)
         )  # fmt: skip
-        self.project_in = nn.ModuleList(projection(dim // groups, code_dim) for _ in range(groups))
-        self.project_out = nn.ModuleList(projection(code_dim, dim // groups) for _ in range(groups))
+        channels = [len(part) for part in torch.arange(dim).tensor_split(groups)]
+        self.project_in = nn.ModuleList(projection(count, code_dim) for count in channels)
+        self.project_out = nn.ModuleList(projection(code_dim, count) for count in channels)
         load_weights(self, checkpoint)
 
     @property
@@ -79,7 +81,7 @@ class GroupedResidualVq(Quantizer):
         parts = [
             quantize_with(codebook, project(layer, part), mask, self.training)
             for codebook, layer, part in zip(
-                self.codebooks, self.project_in, features.chunk(self.groups, -1), strict=True
+                self.codebooks, self.project_in, features.tensor_split(self.groups, -1), strict=True
             )
         ]
         codes = torch.cat([code for _, code, _ in parts], -1)
