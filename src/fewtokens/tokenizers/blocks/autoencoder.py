@@ -99,10 +99,23 @@ class Half(nn.Module):
         return x if self.is_video else x.unflatten(0, (len(latents), -1)).transpose(1, 2)
 
 
+def grouped_stride(half: Half, groups: int) -> Stride:
+    """Returns the stride of tokens if the channels of a latent are divided into tokens, in successive rows.
+
+    Raises:
+        ValueError: they, or the rows of pixels, cannot be divided equally.
+    """
+    t, y, x = half.stride
+    if groups < 1 or half.channels % groups or y % groups:
+        raise ValueError(f"groups must divide the {half.channels} channels and {y} rows of a latent, got {groups}")
+    return t, y // groups, x
+
+
 class Dct(nn.Module):
     """The lowest discrete cosine coefficients of each patch and channel of color: a small autoencoder of fixed weights.
 
-    The coefficients are those of the orthonormal transform, divided by the side of the patch, so the first is the mean.
+    The coefficients are those of the orthonormal transform, divided by the side of the patch, so the first are the
+    means of the three colors; channels are ordered by frequency, then color.
 
     Args:
         patch: side of a patch in pixels.
@@ -118,7 +131,7 @@ class Dct(nn.Module):
         rows = torch.cos(torch.pi * wave[:, None] * place / patch) * (2 / patch) ** 0.5  # [k,patch]
         rows[0] /= 2**0.5
         basis = torch.einsum("ip,jq->ijpq", rows, rows).reshape(k * k, patch, patch)
-        weight = torch.einsum("cd,kpq->ckdpq", torch.eye(3), basis).reshape(channels, 3, patch, patch)
+        weight = torch.einsum("cd,kpq->kcdpq", torch.eye(3), basis).reshape(channels, 3, patch, patch)
         self.analysis = nn.Conv2d(3, channels, patch, patch, bias=False)
         self.conv1 = nn.Conv2d(channels, 3 * patch * patch, 1, bias=False)
         self.patch = patch
