@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -100,6 +101,9 @@ class MultiScaleVq(Quantizer):
     def shapes(self, grid: Grid) -> list[tuple[int, int]]:
         """Returns the rows and columns of each scale in the frames of a grid."""
         return [(min(rows, grid.H), min(columns, grid.W)) for rows, columns in self.pairs]
+
+    def planned_bits(self, grid: Grid, num_tokens: int) -> float:
+        return grid.T * sum(rows * columns for rows, columns in self.shapes(grid)) * math.log2(self.size)
 
     def quantize(self, features: Tensor, mask: Tensor | None, grid: Grid) -> Quantized:
         with torch.autocast(features.device.type, enabled=False):
