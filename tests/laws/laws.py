@@ -26,8 +26,9 @@ SIZES_ARE_IMPORTANCE = {"vid_tldr"}
 SQUARE = {"vqtoken"}
 # Change the features even with a budget of all tokens: they mix features or pool frames to squares.
 NEVER_THE_IDENTITY = {"dynamic_pool", "storm"}
-# The output is not ordered by time: each output token belongs to a frame, but may attend to any cluster.
-UNORDERED = {"vqtoken"}
+# The output is not ordered by time: each output token belongs to a frame, but may attend to any cluster; queries keep
+# their order.
+UNORDERED = {"learned_queries", "vqtoken"}
 # Stream into a memory of constant size, which does not record the cells of earlier chunks.
 CONSTANT_MEMORY = {"token_turing"}
 # A code that changes by rounding changes the codes of all finer scales.

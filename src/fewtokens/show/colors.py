@@ -33,7 +33,7 @@ _METHODS = (
     "sparsevlm", "attention_topk", "vispruner", "cdpruner", "dart", "pixelprune",
     "prumerge", "pvc", "vista_llama", "langdc", "deformable_queries",
     "fsq", "lfq", "bsq", "vq", "residual_vq", "product_vq", "grouped_residual_vq",
-    "multi_scale_vq", "gaussian", "tail_drop",
+    "multi_scale_vq", "gaussian", "tail_drop", "learned_queries",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 

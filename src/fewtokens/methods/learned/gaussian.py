@@ -55,6 +55,11 @@ class Gaussian(Method):
         self.project = projection(dim, 2 * (channels or dim))
         load_weights(self, checkpoint)
 
+    @property
+    def out_dim(self) -> int:
+        """The number of channels of the new tokens."""
+        return self.channels or self.dim
+
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         check_dim(self.name, tokens.C, self.dim)
         mean, log_variance = project(self.project, tokens.features).chunk(2, -1)
