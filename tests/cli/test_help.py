@@ -201,7 +201,7 @@ class TestCompletion:
 
     def test_verbs_of_groups(self):
         assert set(self.complete("fewtokens eval ")) == set(GROUPS["eval"])
-        assert self.complete("fewtokens train to") == ["tobo", "token-dynamics"]
+        assert self.complete("fewtokens train to") == ["tobo", "tokenizer", "token-dynamics"]
 
     def test_options(self):
         assert self.complete("fewtokens tokenize --chu") == ["--chunked", "--chunk"]

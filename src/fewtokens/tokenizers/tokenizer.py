@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from fewtokens.core.hub import Pushable
 from fewtokens.core.inputs import to_frames
 from fewtokens.core.method import Method, Quantizer, Reducer, Resampler
 from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.plan import Plan
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.tokenizers.parts import Decoder, VideoEncoder, to_signed
@@ -85,6 +87,8 @@ class Tokenizer(Pushable, nn.Module):
         pipeline: the encoder and the methods.
         decoder: the decoder.
         title: name of the preset that it was built from, or "".
+        origin: how to build it again, as plain values: {"folder": ...} if it was loaded, {"name": ..., "tiny": ...,
+            "seed": ...} if `create_tokenizer` initialized it from a seed, otherwise {}.
 
     Raises:
         ValueError: a method after the quantizer changes features, or the window has a length that the encoder does not
@@ -97,6 +101,7 @@ class Tokenizer(Pushable, nn.Module):
         super().__init__()
         self.pipeline, self.decoder = Pipeline(methods, encoder), decoder
         self.window, self.title = window, ""
+        self.origin: dict[str, Any] = {}
         index = [i for i, method in enumerate(methods) if isinstance(method, Quantizer)]
         after = methods[index[0] + 1 :] if index else []
         if not all(isinstance(method, Reducer) for method in after):
@@ -138,6 +143,19 @@ class Tokenizer(Pushable, nn.Module):
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next(self.parameters()).device
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The number of values of each code of a token; () for continuous tokens."""
+        return () if self.quantizer is None else tuple(self.quantizer.codebook_sizes)
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of spec, window, parameters and buffers; equal on every device."""
+        digest = hashlib.sha256(f"{self.spec}\n{self.window}".encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     @property
     def stores_assignment(self) -> bool:
@@ -183,8 +201,12 @@ class Tokenizer(Pushable, nn.Module):
         The sum over codes of log2 of the number of values, or 32 bits per channel of continuous tokens; and, if the
         assignment is stored, log2(tokens + 1) bits per cell.
         """
-        quantizer = self.quantizer
-        bits = tokens.count.double() * tokens.C * 32 if quantizer is None else quantizer.count_bits(tokens)
+        if self.quantizer is None or tokens.codes is None:
+            bits = tokens.count.double() * tokens.C * 32
+        else:
+            sizes = torch.tensor(self.codebook_sizes, dtype=torch.float64, device=tokens.device).log2()
+            used = (tokens.codes >= 0) & tokens.mask[..., None]
+            bits = (used * sizes).sum((1, 2))
         if self.stores_assignment:
             bits = bits + tokens.grid.cell_mask(tokens.B).sum(1).to(bits) * (tokens.count + 1).double().log2()
         return bits
@@ -216,7 +238,7 @@ class Tokenizer(Pushable, nn.Module):
         frames = pad(frames, self.encoder.padded(frames.shape[1], height, width))
         if times is not None and times.shape[-1] < frames.shape[1]:
             times = torch.cat([times, times[..., -1:].expand(*times.shape[:-1], frames.shape[1] - T)], -1)
-        tokens = self._encode(frames, times)
+        tokens = self._recode(self._encode(frames, times))
         meta = {**tokens.meta, "size": [T, height, width], "tokenizer": self.spec}
         return tokens.replace(meta=meta, aux={})
 
@@ -234,6 +256,7 @@ class Tokenizer(Pushable, nn.Module):
         Raises:
             ValueError: codes are missing or outside the codebook.
         """
+        tokens = self._restore(self._as_stored(tokens))
         if self.quantizer is not None:
             self._check_codes(tokens, self.quantizer)
             tokens = self.quantizer.restore(tokens)
@@ -254,6 +277,37 @@ class Tokenizer(Pushable, nn.Module):
                 f"codes must be below {tuple(quantizer.codebook_sizes)}, the sizes of the codebooks of "
                 f"{quantizer.name}; are they of another tokenizer?"
             )
+
+    def _as_stored(self, tokens: Tokens) -> Tokens:
+        """The tokens as a file stores them, from which nothing else can reach the decoder.
+
+        These are codes or features, the number of tokens, the grid, and the assignment if it is stored: it determines
+        positions and sizes. If it is not, all cells count as dropped, unless there is one token per cell.
+        """
+        cells = Tokens.from_cells(tokens.features.new_zeros(tokens.B, tokens.grid.cells, 1), tokens.grid)
+        if self.stores_assignment:
+            bare = cells.apply(Plan(tokens.count, tokens.N, tokens.assignment))
+        elif torch.equal(cells.mask, tokens.mask):
+            bare = cells
+        else:
+            bare = tokens.replace(
+                positions=torch.zeros_like(tokens.positions),
+                sizes=tokens.mask.float(),
+                assignment=torch.full_like(tokens.assignment, -1),
+            )
+        dtype = next(self.parameters()).dtype
+        return bare.replace(
+            features=tokens.features.to(self.device, dtype), codes=tokens.codes, prefix=None, attribution=None,
+            dropped=tokens.dropped, meta=tokens.meta,
+        ).to(self.device)  # fmt: skip
+
+    def _recode(self, tokens: Tokens) -> Tokens:
+        """Replaces the codes of encoded videos by others without loss, outside training; a subclass may override it."""
+        return tokens
+
+    def _restore(self, tokens: Tokens) -> Tokens:
+        """The inverse of `_recode`."""
+        return tokens
 
     def _encode(self, frames: Tensor, times: Tensor | None = None) -> Tokens:
         """Encodes frames [B,T,3,H,W] of an accepted size."""
