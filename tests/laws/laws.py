@@ -8,10 +8,13 @@ from __future__ import annotations
 
 # Every input cell is assigned to a token.
 PARTITION = {
-    "bottleneck", "bsq", "centerclip", "downsample", "dpc_knn", "dynamic_pool", "frame_fusion", "fsq", "gaussian",
-    "grt", "kmeans", "length_embedding", "lfq", "lftr", "mean_pool", "merge_windows", "merge_windows_in_encoder",
-    "metok", "multi_scale_vq", "pixelprune", "product_vq", "residual_vq", "rlt", "scissor", "storm", "sttm", "tempme",
-    "testa", "token_dynamics", "tome", "tome_in_encoder", "tome_video", "vid_tldr", "vq",
+    "attention_vq", "bsq", "centerclip", "downsample", "dpc_knn", "dual_vq", "dynamic_pool", "frame_fusion",
+    "frozen_vq", "fsq", "gaussian", "grt", "kmeans", "length_embedding", "lfq", "lftr", "mean_pool",
+    "merge_windows", "merge_windows_in_encoder", "metok", "multi_scale_vq", "pixelprune", "position_vq",
+    "product_vq", "residual_vq", "rlt", "scissor", "stochastic_vq", "storm", "sttm", "tempme", "testa",
+    "token_dynamics", "tome", "tome_in_encoder", "tome_video", "vid_tldr", "vq",
+    "bottleneck",
+    "grouped_residual_vq",
 }  # fmt: skip
 # The sum of sizes * features is conserved.
 CONSERVES = {

@@ -43,6 +43,18 @@ def nearest(x: Tensor, table: Tensor, measure: Measure = "euclidean") -> Tensor:
     return index.reshape(x.shape[:-1])
 
 
+def sample_entries(x: Tensor, table: Tensor, temperature: float) -> Tensor:
+    """Samples a row of a table [K,D] for each row of x [...,D] from the softmax of their products over the temperature.
+
+    Returns:
+        The index, int64 [...].
+    """
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        blocks = x.float().reshape(-1, x.shape[-1]).split(max(1, _MAX_DISTANCES // len(table)))
+        index = [((block @ table.float().T) / temperature).softmax(-1).multinomial(1)[:, 0] for block in blocks]
+    return torch.cat(index).reshape(x.shape[:-1])
+
+
 def take(table: Tensor, codes: Tensor) -> Tensor:
     """The rows of a table [K,D] at codes [...], float32 [...,D]; 0 for the code -1."""
     return F.embedding(codes.clamp(min=0), table).float().masked_fill(codes[..., None] < 0, 0)
@@ -160,11 +172,11 @@ class AttentionBook(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """The codes of x [...,D], int64 [...]."""
-        return nearest(self._queries(x), self._keys(), "dot")
+        return nearest(self._normed(self.query_norm, self.query, x), self._keys(), "dot")
 
     def entries(self, codes: Tensor) -> Tensor:
         """The values of codes [...], float32 [...,D]; 0 for the code -1."""
-        return take(self.value(self.table), codes)
+        return take(self._values(), codes)
 
     def attend(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """The values of codes with the gradient of the attention.
@@ -176,8 +188,10 @@ class AttentionBook(nn.Module):
         Returns:
             float32 [...,D], bit-identical to `entries`, and the logits of the attention, float32 [...,K].
         """
-        logits = self._queries(x) @ self._keys().T / math.sqrt(self.key.out_features)
-        soft = logits.softmax(-1) @ self.value(self.table).float()
+        with torch.autocast(x.device.type, enabled=False):
+            queries = self._normed(self.query_norm, self.query, x)
+            logits = queries @ self._keys().T / math.sqrt(self.key.out_features)
+            soft = logits.softmax(-1) @ self._values()
         return straight_through(self.entries(codes), soft), logits
 
     def losses(self, x: Tensor, quantized: Tensor, codes: Tensor, logits: Tensor) -> dict[str, Tensor]:
@@ -191,10 +205,16 @@ class AttentionBook(nn.Module):
             "entropy": _ENTROPY * (sample - batch),
         }
 
-    def _queries(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.query_norm(self.query(x.to(self.table.dtype)))
-        return normed.float()
-
     def _keys(self) -> Tensor:
-        normed: Tensor = self.key_norm(self.key(self.table))
+        return self._normed(self.key_norm, self.key, self.table)
+
+    def _values(self) -> Tensor:
+        with torch.autocast(self.table.device.type, enabled=False):
+            values: Tensor = self.value(self.table)
+        return values.float()
+
+    def _normed(self, norm: nn.RMSNorm, layer: nn.Linear, x: Tensor) -> Tensor:
+        """Queries or keys, in float32 also under autocast, in which codes would differ."""
+        with torch.autocast(x.device.type, enabled=False):
+            normed: Tensor = norm(layer(x.to(self.table.dtype)))
         return normed.float()

@@ -78,6 +78,11 @@ class Frozen(VideoEncoder):
         self.network, self.layers, self.stride = network, tuple(layers), (1, stride[1], stride[2])
         self.trainable, self.seed = trainable, seed
         self.width, self.depth, self.patch = config.dim, config.depth, config.patch_size
+        if trainable:
+            # Parts that are not read would get no gradient.
+            last = config.depth if -1 in layers else max(layers)
+            vit.blocks = vit.blocks[:last]
+            vit.norm_last = vit.norm_last if -1 in layers else nn.Identity()
         self.vit: nn.Module = vit if trainable else Fixed(vit)
 
     @property
