@@ -433,15 +433,6 @@ class Quantizer(Method):
         used = (tokens.codes >= 0) & tokens.mask[..., None]
         return (used.sum(1) * sizes.to(tokens.device)).sum(1)
 
-    def planned_bits(self, grid: Grid, num_tokens: int) -> float:
-        """Returns the number of bits of the codes of one video, before it is encoded.
-
-        Args:
-            grid: the grid of the video.
-            num_tokens: the number of its tokens.
-        """
-        return num_tokens * self.bits
-
     def restore(self, tokens: Tokens) -> Tokens:
         """Returns the tokens with the features of their codes, bit-identical to those of `forward`.
 

@@ -106,9 +106,6 @@ class MultiScaleVq(Quantizer):
         """Returns the rows and columns of each scale in the frames of a grid."""
         return [(min(rows, grid.H), min(columns, grid.W)) for rows, columns in self.pairs]
 
-    def planned_bits(self, grid: Grid, num_tokens: int) -> float:
-        return grid.T * sum(rows * columns for rows, columns in self.shapes(grid)) * math.log2(self.size)
-
     def quantize(self, features: Tensor, mask: Tensor | None, grid: Grid) -> Quantized:
         with torch.autocast(features.device.type, enabled=False):
             x = _to_frames(project(self.project_in, features), grid)
