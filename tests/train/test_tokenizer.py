@@ -12,7 +12,7 @@ from fewtokens.core import files
 from fewtokens.data.footage import Footage, find_footage
 from fewtokens.data.packed import write_frames
 from fewtokens.tokenizers import Tokenizer, load_tokenizer
-from fewtokens.train.tokenizer import ReconstructionObjective, build_tokenizer, code_health, train_tokenizer
+from fewtokens.train.tokenizer import ReconstructionObjective, build_tokenizer, effective_use, train_tokenizer
 from fewtokens.train.tokenizer_recipe import make_tokenizer_recipe
 from tests.video.makers import moving_frames
 
@@ -70,7 +70,7 @@ def test_the_result_reconstructs_better_and_loads(footage, tmp_path):
     report = train_tokenizer(footage, recipe, tmp_path, device="cpu")
     scores = [line["psnr"] for line in report.metrics if "psnr" in line]
     assert scores[-1] > scores[0] + 0.5
-    assert {"psnr", "psnr_mean_frame", "usage", "perplexity"} == report.scores.keys()
+    assert {"psnr", "psnr_mean_frame", "usage"} == report.scores.keys()
     tokenizer = load_tokenizer(tmp_path / "tokenizer", device="cpu")
     assert isinstance(tokenizer, Tokenizer)
     assert json.loads((tmp_path / "tokenizer" / "config.json").read_text())["trained"]["steps"] == 60
@@ -116,7 +116,7 @@ def test_a_collapsed_codebook_is_reported(footage, tmp_path):
     tokenizer = build_tokenizer(recipe)
     with torch.no_grad():
         tokenizer.encoder.project.weight.zero_()
-    with pytest.warns(UserWarning, match="collapsed: .* of its codes occur"):
+    with pytest.warns(UserWarning, match="the codebook has collapsed"):
         train_tokenizer(footage, recipe, tmp_path, tokenizer=tokenizer, device="cpu")
 
 
@@ -126,10 +126,11 @@ def test_an_early_discriminator_is_a_warning(footage, tmp_path):
         train_tokenizer(footage, recipe, tmp_path, device="cpu")
 
 
-def test_usage_and_perplexity():
+def test_use_of_codes():
     codes = torch.tensor([[0, 3], [1, 3], [2, 3], [3, -1]])
-    assert code_health(codes, (4, 8)) == {"usage": pytest.approx(1 / 3), "perplexity": pytest.approx(1.0)}
-    assert code_health(codes[:, :1], (4,)) == {"usage": 1.0, "perplexity": pytest.approx(4.0)}
+    assert effective_use(codes, (4, 8)) == pytest.approx(1 / 3)
+    assert effective_use(codes[:, :1], (4,)) == pytest.approx(1.0)
+    assert effective_use(codes[:, :1], (1024,)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ EVAL = {
     "davis": "Score mask propagation on DAVIS (J and F).",
     "jhmdb": "Score joint propagation on JHMDB (PCK).",
     "vip": "Score human-part propagation on VIP (mean IoU).",
+    "reconstruction": "Score what tokenizers keep of videos per bit.",
     "bc": "Score robot tasks by behavior cloning on frozen features.",
     "classify": "Score a trained classifier.",
     "fewshot": "Score a frozen encoder by a few-shot probe.",

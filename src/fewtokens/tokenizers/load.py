@@ -13,6 +13,7 @@ from fewtokens.core.plain import conform
 from fewtokens.encoders.devices import pick_device
 from fewtokens.encoders.weights import read_json
 from fewtokens.tokenizers.preset import create_tokenizer, get_preset
+from fewtokens.tokenizers.released import load_released
 from fewtokens.tokenizers.tokenizer import Tokenizer
 
 
@@ -26,7 +27,8 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
     """Loads a tokenizer, in eval mode.
 
     Args:
-        folder: a folder written by `Tokenizer.save_pretrained` or `fewtokens train tokenizer`, or a hub id.
+        folder: a folder written by `Tokenizer.save_pretrained` or `fewtokens train tokenizer`, a folder of diffusers
+            with weights of VidTok, or a hub id.
         device: "auto", "cpu", "cuda" or a `torch.device`.
 
     Raises:
@@ -34,6 +36,8 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
     """
     path = Path(folder) if Path(folder).is_dir() else from_hub(str(folder))
     content = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if "_class_name" in content:
+        return load_released(path, content).to(pick_device(device)).eval()
     if content.get("fewtokens_model") != "tokenizer":
         raise ValueError(f"{folder}: not a folder of a tokenizer (config.json of kind tokenizer)")
     config: _Config = conform(content.get("config"), _Config, f"{path / 'config.json'}: config")

@@ -258,17 +258,15 @@ class Tokenizer(Pushable, nn.Module):
         """
         tokens = self._restore(self._as_stored(tokens))
         if self.quantizer is not None:
-            tokens = tokens.replace(features=self._features(tokens))
+            self._check_codes(tokens, self.quantizer)
+            tokens = self.quantizer.restore(tokens)
         frames = (self._decode(tokens).float() + 1).div_(2).clamp_(0, 1)
         T, height, width = tokens.meta.get("size") or (frames.shape[1], *frames.shape[-2:])
         if self.window is not None and self.window < T:
             frames = frames[:, : self.window].flatten(0, 1)[None]
         return frames[:, :T, :, :height, :width]
 
-    def _features(self, tokens: Tokens) -> Tensor:
-        """The features of codes, which must be in range."""
-        quantizer = self.quantizer
-        assert quantizer is not None
+    def _check_codes(self, tokens: Tokens, quantizer: Quantizer) -> None:
         if tokens.codes is None:
             raise ValueError(f"the tokens have no codes, but the tokenizer has the quantizer {quantizer.name}")
         sizes = torch.tensor(quantizer.codebook_sizes, device=tokens.device)
@@ -279,10 +277,6 @@ class Tokenizer(Pushable, nn.Module):
                 f"codes must be below {tuple(quantizer.codebook_sizes)}, the sizes of the codebooks of "
                 f"{quantizer.name}; are they of another tokenizer?"
             )
-        grid = {"grid": tokens.grid} if quantizer.full_grid else {}
-        features = quantizer.lookup(tokens.codes, **grid)
-        dtype = next(self.parameters()).dtype
-        return features.to(dtype).masked_fill(~tokens.mask[..., None], 0)
 
     def _as_stored(self, tokens: Tokens) -> Tokens:
         """The tokens as a file stores them, from which nothing else can reach the decoder.

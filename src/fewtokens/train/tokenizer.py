@@ -6,7 +6,7 @@ In addition to the files of `fit` (see `fewtokens.train.loop`) the output direct
     index.html            curves, reconstructions and numbers on one page
 
 and metrics.jsonl contains, for each evaluation, scores on fixed clips: psnr in dB, and that of the mean frame of each
-clip, the line to beat; usage (share of codes that occur) and perplexity of the codes.
+clip, the line to beat; usage, the perplexity of the codes relative to the largest possible one.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from torch import Tensor, nn
 
 from fewtokens.data.footage import Footage
 from fewtokens.data.pairs import PairData, collate_pairs, first_valid_sample
+from fewtokens.evaluation.reconstruction.metrics import psnr
+from fewtokens.methods.ops.codes import usage
 from fewtokens.show.run_page import write_run_page
 from fewtokens.show.strips import draw_strips
-from fewtokens.tokenizers.losses import Discriminator, Perceptual, adaptive_weight, pixel_loss
 from fewtokens.tokenizers.parts import to_signed
 from fewtokens.tokenizers.tokenizer import Tokenizer
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, footage_input
 from fewtokens.train.loop import Progress, Report, fit
 from fewtokens.train.settings import plain
+from fewtokens.train.tokenizer_losses import Discriminator, Perceptual, adaptive_weight, pixel_loss
 from fewtokens.train.tokenizer_recipe import TokenizerRecipe, build_tokenizer
 
 # Added to the seed, so that the fixed clips differ from the samples of every step.
 _FIXED = 1_000_003
-# A codebook of which fewer codes occur has collapsed.
+# A codebook has collapsed if the perplexity is a smaller part of the largest possible one.
 _COLLAPSED = 0.05
 
 
@@ -126,10 +128,11 @@ class FixedClips:
         encoded = [model.encode(clip) for clip in frames]
         decoded = torch.cat([model.decode(tokens) for tokens in encoded])
         target = frames.float() / 255
-        scores = {"psnr": _psnr(decoded, target), "psnr_mean_frame": _psnr(_mean_frame(target), target)}
+        still = target.mean(1, keepdim=True).expand_as(target)
+        scores = {"psnr": float(psnr(target, decoded).mean()), "psnr_mean_frame": float(psnr(target, still).mean())}
         if (quantizer := model.quantizer) is not None:
             codes = torch.cat([tokens.codes[tokens.mask] for tokens in encoded if tokens.codes is not None])
-            scores |= code_health(codes, quantizer.codebook_sizes)
+            scores |= {"usage": effective_use(codes, quantizer.codebook_sizes)}
         from accelerate import PartialState
 
         if PartialState().is_main_process:
@@ -142,37 +145,19 @@ class FixedClips:
         return scores
 
 
-def _psnr(decoded: Tensor, target: Tensor) -> float:
-    """The mean PSNR of frames [B,T,3,H,W] in 0..1, in dB; at most 100."""
-    error = (decoded - target).square().mean((2, 3, 4)).clamp(min=1e-10)
-    return float(-10 * error.log10().mean())
+def effective_use(codes: Tensor, sizes: Sequence[int]) -> float:
+    """The perplexity of codes, divided by the largest possible one; the minimum over the codes of a token.
 
-
-def _mean_frame(frames: Tensor) -> Tensor:
-    return frames.mean(1, keepdim=True).expand_as(frames)
-
-
-def code_health(codes: Tensor, sizes: Sequence[int]) -> dict[str, float]:
-    """Returns the usage and the perplexity of codes, the minimum over the codes of a token.
+    Near 0 if a codebook has collapsed: n codes of a book of K entries can have a perplexity of min(n, K).
 
     Args:
         codes: int64 [n,Q]; -1 for no code.
         sizes: number of values of each of the Q codes.
-
-    Returns:
-        usage: the number of values that occur, divided by the smaller of `size` and n.
-        perplexity: exp of the entropy of the values.
     """
-    usage, perplexity = [], []
-    for column, size in zip(codes.unbind(-1), sizes, strict=True):
-        column = column[column >= 0]
-        if not len(column):
-            continue
-        count = column.unique(return_counts=True)[1].double()
-        share = count / count.sum()
-        usage.append(len(count) / min(size, len(column)))
-        perplexity.append(float((-share * share.log()).sum().exp()))
-    return {"usage": min(usage, default=0.0), "perplexity": min(perplexity, default=0.0)}
+    counts = (codes >= 0).sum(0)
+    perplexity = usage(codes[None], sizes).perplexity
+    largest = torch.minimum(counts, torch.tensor(sizes, device=codes.device)).clamp(min=1)
+    return float((perplexity / largest)[counts > 0].amin()) if bool((counts > 0).any()) else 0.0
 
 
 def train_tokenizer(
@@ -240,8 +225,8 @@ def train_tokenizer(
     objective.finish()
     if report.scores.get("usage", 1) < _COLLAPSED:
         warnings.warn(
-            f"the codebook has collapsed: {100 * report.scores['usage']:.1f} % of its codes occur (perplexity "
-            f"{report.scores['perplexity']:.1f}); use fsq, a codebook with restarts, or a larger entropy weight",
+            f"the codebook has collapsed: the perplexity of its codes is {100 * report.scores['usage']:.1f} % of the "
+            "largest possible one; use fsq, a codebook with restarts, or a larger entropy weight",
             stacklevel=2,
         )
     if PartialState().is_main_process:

@@ -1,4 +1,4 @@
-"""Codes: how many entries are used."""
+"""Codes: how many entries are used, and how similar those of different codebooks are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from fewtokens.methods.ops.codes import usage
+from fewtokens.methods.ops.codes import orthogonality, usage
 
 
 def test_usage_per_level():
@@ -23,3 +23,17 @@ def test_usage_without_padding_and_without_codes():
     share, perplexity = usage(codes, (4, 2**40), torch.tensor([[True, True, False]]))
     assert share.tolist() == [0.25, 0.0]
     assert perplexity.tolist() == [1.0, 0.0]
+
+
+def test_orthogonality():
+    """The anchors of FQGAN's penalty: 1 for equal entries, 0 for orthogonal ones, 1/8 for random ones of 8 channels."""
+    torch.manual_seed(0)
+    x = torch.randn(20_000, 8)
+    torch.testing.assert_close(orthogonality(torch.stack([x, 3 * x], 1)), torch.tensor(1.0))
+    axes = torch.eye(8)[:3].expand(5, -1, -1)
+    assert float(orthogonality(axes)) == 0
+    random = orthogonality(torch.randn(20_000, 2, 8))
+    torch.testing.assert_close(random, torch.tensor(0.125), atol=0.003, rtol=0)
+    # Three codebooks: the mean over pairs, of which one is equal.
+    pairs = orthogonality(torch.stack([torch.eye(8)[0], torch.eye(8)[0], torch.eye(8)[1]])[None])
+    torch.testing.assert_close(pairs, torch.tensor(1 / 3))

@@ -98,8 +98,8 @@ def test_the_fourth_axis_does_not_turn_without_a_position():
 def test_learned_positions_are_resized_in_space_and_not_in_time():
     net = VideoTransformer(8, (), 2, positions=(2, 4, 4))
     with torch.no_grad():
-        net.places.copy_(torch.arange(4.0).expand(4, 4)[..., None].expand(4, 4, 8))
-        net.frames.copy_(torch.tensor([10.0, 20.0])[:, None].expand(2, 8))
+        net.positions.places.copy_(torch.arange(4.0).expand(4, 4)[..., None].expand(4, 4, 8))
+        net.positions.frames.copy_(torch.tensor([10.0, 20.0])[:, None].expand(2, 8))
     out = net(torch.zeros(1, 4, 8, 8, 8))[0, ..., 0]
     assert out[:, 0, 0].tolist() == [10, 20, 20, 20]
     # Centers of twice as many columns, from -0.25 in steps of 0.5, clamped at the edges.

@@ -119,7 +119,20 @@ def bit_entropies(logits: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return sample, batch
 
 
-def check_codebook(size: int, code_dim: int, decay: float, restart: float) -> None:
+def orthogonality(entry: Tensor) -> Tensor:
+    """The mean squared cosine between the entries of different codebooks, the penalty of FQGAN (arXiv 2411.16681).
+
+    1 for equal entries, 0 for orthogonal ones, and 1/D in expectation for random ones.
+
+    Args:
+        entry: [n,G,D], the entries of each token in at least two codebooks.
+    """
+    x = F.normalize(entry, dim=-1)
+    first, second = torch.triu_indices(x.shape[1], x.shape[1], 1, device=x.device)
+    return (x[:, first] * x[:, second]).sum(-1).square().mean()
+
+
+def check_codebook(size: int, code_dim: int, decay: float = 0.99, restart: float = 0.0) -> None:
     """Raises ValueError if an argument of a learned codebook is out of range."""
     if size < 2:
         raise ValueError(f"size must be at least 2 entries, got {size}")

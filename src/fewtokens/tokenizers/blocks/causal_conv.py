@@ -23,7 +23,7 @@ class CausalConv3d(nn.Conv3d):
     Args:
         dim, out: channels of input and output.
         kernel, stride: frames, rows and columns.
-        first_frame: whether the first frame has an output of its own.
+        first_frame: whether the first frame has a separate output.
         fill: what stands before the first frame: "first" repeats it, "zeros" are zeros.
         causal: whether all padding in time is in front. If False, it is symmetric and zero.
     """
@@ -133,6 +133,19 @@ class DepthToSpace(nn.Module):
         spread = self.conv(x, cache).unflatten(1, (-1, p, q, r)).permute(0, 1, 5, 2, 6, 3, 7, 4)
         spread = spread.reshape(B, -1, T * p, H * q, W * r)
         return spread[:, :, self.drop :] if start else spread
+
+
+class Repeat(nn.Module):
+    """Repeats each cell `factor` times along frames, rows and columns."""
+
+    def __init__(self, factor: Three) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        for axis, count in enumerate(self.factor, 2):
+            x = x.repeat_interleave(count, axis) if count > 1 else x
+        return x
 
 
 def check_counts(**counts: int) -> None:

@@ -21,14 +21,17 @@ class ConvNorm(nn.Module):
         dim: channels C.
         kind: what shares mean and variance: "channel", the channels of a cell (layer normalization); "frame", a group
             of channels of all cells of a frame; "clip", of all cells, which is not causal.
-        groups: groups of channels of "frame" and "clip".
+        groups: most groups of channels of "frame" and "clip"; a group has at least 4 channels.
         act: whether SiLU follows.
     """
 
     def __init__(self, dim: int, kind: NormKind = "channel", *, groups: int = 32, act: bool = True) -> None:
         super().__init__()
         self.kind, self.act = kind, act
-        self.norm = nn.LayerNorm(dim, 1e-6) if kind == "channel" else nn.GroupNorm(min(groups, dim), dim, 1e-6)
+        groups = min(groups, max(1, dim // 4))
+        if kind != "channel" and dim % groups:
+            raise ValueError(f"channels must be a multiple of {groups} groups, got {dim}; use a width that is")
+        self.norm = nn.LayerNorm(dim, 1e-6) if kind == "channel" else nn.GroupNorm(groups, dim, 1e-6)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         if self.kind == "channel":

@@ -70,7 +70,7 @@ class VideoTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, kind, style) for kind in kinds)
         self.head_dim = dim // heads
         self.causal = "full" not in kinds
-        self.axes, self.places, self.frames = 0, None, None
+        self.axes, self.positions = 0, None
         if isinstance(positions, str):
             if positions not in ("rotary", "rotary4"):
                 raise ValueError(f"positions must be rotary, rotary4 or T, H and W of a grid, got {positions!r}")
@@ -78,11 +78,7 @@ class VideoTransformer(nn.Module):
             if self.head_dim % 2:
                 raise ValueError(f"rotary positions require an even number of channels per head, got {self.head_dim}")
         else:
-            if len(positions) != 3 or min(positions) < 1:
-                raise ValueError(f"positions must be T, H and W of a grid, got {tuple(positions)}")
-            T, H, W = positions
-            self.places = nn.Parameter(0.02 * torch.randn(H, W, dim))
-            self.frames = nn.Parameter(0.02 * torch.randn(T, dim))
+            self.positions = LearnedPositions(dim, positions)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps the features of all cells [B,T,H,W,C] to new ones."""
@@ -95,19 +91,41 @@ class VideoTransformer(nn.Module):
         """
         start, past = state or (0, [None] * len(self.blocks))
         angles = None
-        if self.axes:
-            angles = rotary_angles(grid_positions(x, start), self.head_dim, self.axes)
+        T, H, W = x.shape[1:4]
+        if self.positions is None:
+            angles = rotary_angles(grid_positions(T, H, W, start, device=x.device), self.head_dim, self.axes)
         else:
-            x = x + self._embeddings(start, *x.shape[1:4])
+            x = x + self.positions(T, H, W, start)
         states = []
         for block, earlier in zip(self.blocks, past, strict=True):
             x, seen = block(x, angles, earlier)
             states.append(seen)
-        return x, (start + x.shape[1], states)
+        return x, (start + T, states)
 
-    def _embeddings(self, start: int, T: int, H: int, W: int) -> Tensor:
-        """The learned embeddings of frames start..start+T-1 of H x W cells, [T,H,W,C]."""
-        assert self.places is not None and self.frames is not None
+
+class LearnedPositions(nn.Module):
+    """Learned embeddings of cells: the sum of one per place and one per frame.
+
+    Those of places are resized bilinearly to another grid; a frame after the last one has the embedding of the last.
+
+    Args:
+        dim: number of channels C.
+        grid: T, H and W.
+
+    Raises:
+        ValueError: the grid is not three counts.
+    """
+
+    def __init__(self, dim: int, grid: Sequence[int]) -> None:
+        super().__init__()
+        if len(grid) != 3 or min(grid) < 1:
+            raise ValueError(f"positions must be T, H and W of a grid, got {tuple(grid)}")
+        T, H, W = grid
+        self.places = nn.Parameter(0.02 * torch.randn(H, W, dim))
+        self.frames = nn.Parameter(0.02 * torch.randn(T, dim))
+
+    def forward(self, T: int, H: int, W: int, start: int = 0) -> Tensor:
+        """Returns the embeddings of frames start..start+T-1 of H x W cells, [T,H,W,C]."""
         places: Tensor = self.places
         if places.shape[:2] != (H, W):
             resized = F.interpolate(places.movedim(-1, 0)[None], (H, W), mode="bilinear", align_corners=False)
@@ -116,10 +134,9 @@ class VideoTransformer(nn.Module):
         return self.frames[index][:, None, None] + places
 
 
-def grid_positions(x: Tensor, start: int = 0) -> Tensor:
-    """Time, row and column of the cells of x [B,T,H,W,C], whose first frame is `start`; float32 [T*H*W,3]."""
-    T, H, W = x.shape[1:4]
-    axes = [torch.arange(n, device=x.device, dtype=torch.float32) for n in (T, H, W)]
+def grid_positions(T: int, H: int, W: int, start: int = 0, *, device: torch.device) -> Tensor:
+    """Time, row and column of the cells of T frames from frame `start` on, float32 [T*H*W,3]."""
+    axes = [torch.arange(n, device=device, dtype=torch.float32) for n in (T, H, W)]
     axes[0] += start
     return torch.cartesian_prod(*axes)
 
@@ -237,13 +254,14 @@ class TubeletEmbedding(nn.Module):
         width: number of channels of a cell.
         stride: frames, rows and columns of a tubelet.
         first_frame: whether the first frame has cells of its rows and columns alone.
+        channels: of the input, 3 for pixels.
     """
 
-    def __init__(self, width: int, stride: Sequence[int], first_frame: bool) -> None:
+    def __init__(self, width: int, stride: Sequence[int], first_frame: bool, *, channels: int = 3) -> None:
         super().__init__()
         t, h, w = self.stride = (stride[0], stride[1], stride[2])
-        self.first = nn.Linear(3 * h * w, width) if first_frame else None
-        self.rest = nn.Linear(3 * t * h * w, width)
+        self.first = nn.Linear(channels * h * w, width) if first_frame else None
+        self.rest = nn.Linear(channels * t * h * w, width)
 
     def forward(self, x: Tensor, *, start: bool = True) -> Tensor:
         """Embeds frames [B,3,T,H,W] as cells [B,T',H',W',C]; `start` is whether they begin with the first frame."""
@@ -261,13 +279,13 @@ class TubeletEmbedding(nn.Module):
 
 
 class TubeletPixels(nn.Module):
-    """The inverse of `TubeletEmbedding`: linear layers from the features of cells to the pixels of their tubelets."""
+    """The mirror of `TubeletEmbedding`: linear layers from the features of cells to the pixels of their tubelets."""
 
-    def __init__(self, width: int, stride: Sequence[int], first_frame: bool) -> None:
+    def __init__(self, width: int, stride: Sequence[int], first_frame: bool, *, channels: int = 3) -> None:
         super().__init__()
         t, h, w = self.stride = (stride[0], stride[1], stride[2])
-        self.first = nn.Linear(width, 3 * h * w) if first_frame else None
-        self.rest = nn.Linear(width, 3 * t * h * w)
+        self.first = nn.Linear(width, channels * h * w) if first_frame else None
+        self.rest = nn.Linear(width, channels * t * h * w)
 
     def forward(self, x: Tensor, *, start: bool = True) -> Tensor:
         """Maps cells [B,T',H',W',C] to frames [B,3,T,H,W]; `start` is whether they begin with the first frame."""
