@@ -85,7 +85,13 @@ class ProductVq(Quantizer):
         ]
         codes = torch.stack([code for _, code, _ in parts], -1)
         losses = {name: torch.stack([loss[name] for _, _, loss in parts]).sum() for name in parts[0][2]}
-        return Quantized(straight_through(self.lookup(codes), self._join([x for x, _, _ in parts])), codes, losses)
+        # The values of the entries as they are after the step, so that `lookup` gives the same bits and the gradient of
+        # the projection is that of the features returned.
+        values = [
+            straight_through(entries(codebook, code), x)
+            for codebook, (x, code, _) in zip(self.codebooks, parts, strict=True)
+        ]
+        return Quantized(self._join(values), codes, losses)
 
     def lookup(self, codes: Tensor) -> Tensor:
         parts = zip(self.codebooks, codes.unbind(-1), strict=True)
