@@ -20,6 +20,7 @@ _DINOV2 = {"patch_size": 14, "image_size": (518, 518), "layer_scale": True}
 _SIGLIP = {
     "dim": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304, "class_token": False, "activation": "gelu_pytorch_tanh",
 }  # fmt: skip
+_CLIP = {"patch_size": 14, "activation": "quick_gelu", "norm_first": True, "patch_bias": False}
 _VIT_L = {"dim": 1024, "depth": 24, "num_heads": 16}
 
 # Networks that can be built on the meta device, to count parameters, without their weights.
@@ -28,6 +29,7 @@ KNOWN: dict[str, ViTConfig] = {
     "facebook/dinov2-base": ViTConfig(dim=768, num_heads=12, **_DINOV2),  # type: ignore[arg-type]
     "facebook/dinov2-with-registers-large": ViTConfig(num_registers=4, antialias=True, **_VIT_L, **_DINOV2),  # type: ignore[arg-type]
     "facebook/vit-mae-large": ViTConfig(**_VIT_L),  # type: ignore[arg-type]
+    "openai/clip-vit-large-patch14": ViTConfig(**_CLIP, **_VIT_L),  # type: ignore[arg-type]
     "google/siglip-so400m-patch14-384": ViTConfig(patch_size=14, image_size=(384, 384), **_SIGLIP),  # type: ignore[arg-type]
     "google/siglip2-so400m-patch14-384": ViTConfig(patch_size=14, image_size=(384, 384), **_SIGLIP),  # type: ignore[arg-type]
     "google/siglip2-so400m-patch16-256": ViTConfig(patch_size=16, image_size=(256, 256), **_SIGLIP),  # type: ignore[arg-type]
