@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from fewtokens.core.tokens import Tokens
 from fewtokens.tokenizers import create_tokenizer, get_preset
 from fewtokens.tokenizers.blocks.autoencoder import Half
 from fewtokens.video import synthetic
@@ -82,3 +84,31 @@ def test_losses_and_the_frozen_teacher(tokenizer):
     teacher = tokenizer.decoder.alignment.teacher
     assert not teacher.model.training
     assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_nested_dropout_orders_a_linear_code_like_principal_components():
+    # The law of nested dropout: the decoder's columns are the principal axes, in order; without it only their span.
+    variances = torch.tensor([8.0, 4.0, 2.0, 1.0])
+    torch.manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(4, 4)).Q
+    x = torch.randn(128, 4) * variances.sqrt() @ axes.T
+    drop = create_tokenizer("semanticist", tiny=True).methods[-1]
+    cosines = {}
+    for nested in (True, False):
+        torch.manual_seed(1)
+        encoder, decoder = torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False)
+        optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-2)
+        for _ in range(600):
+            code = encoder(x)
+            if nested:
+                tokens = Tokens.from_cells(torch.zeros(len(x), 1, 1, 4, 1))
+                code = code * F.pad(drop.train()(tokens).mask.float(), (0, 4))[:, :4]
+            loss = (decoder(code) - x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        columns = torch.linalg.qr(decoder.weight.detach()).Q
+        principal = torch.linalg.eigh(x.T @ x).eigenvectors.flip(1)
+        cosines[nested] = (columns * principal).sum(0).abs()
+    assert float(cosines[True].min()) > 0.98
+    assert float(cosines[False].min()) < 0.9

@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.tokenizers.decoders.dit import Dit
 from fewtokens.tokenizers.encoders.frozen import Frozen
-from fewtokens.tokenizers.parts import Decoder
 
 
 class Repa(nn.Module):
@@ -36,18 +34,3 @@ class Repa(nn.Module):
         if projected.shape[-2:] != target.shape[-2:]:
             projected = F.interpolate(projected, target.shape[-2:], mode="bicubic", align_corners=False)
         return -F.cosine_similarity(projected.float(), target.float(), dim=1).mean()
-
-
-def add_alignment(decoder: Decoder, network: str) -> None:
-    """Adds the loss `Repa` to a decoder `dit`.
-
-    Args:
-        decoder: the decoder.
-        network: the teacher. If the decoder samples pixels or "dct", which need no weights, a small random network is
-            the teacher instead.
-    """
-    assert isinstance(decoder, Dit)
-    if decoder.network in (None, "dct"):
-        decoder.alignment = Repa(decoder.size[0], "random", hidden=64, cell=8)
-    else:
-        decoder.alignment = Repa(decoder.size[0], network)

@@ -14,6 +14,7 @@ from fewtokens.networks.masking import sincos_positions
 from fewtokens.tokenizers.blocks.autoencoder import Half
 from fewtokens.tokenizers.blocks.flow import Diffusion, ProjectedGuidance, guide, seeded_noise
 from fewtokens.tokenizers.blocks.modulation import LevelEmbedding, ModulatedBlock, ModulatedOutput, heads_of
+from fewtokens.tokenizers.blocks.repa import Repa
 from fewtokens.tokenizers.parts import Decoder
 
 # Path and target of an objective.
@@ -47,7 +48,7 @@ class Dit(Decoder):
     Attributes:
         guidance: scale of classifier-free guidance in `forward`; 1 is none. Default: 1.
         alignment: a training loss that compares features of patches after a third of the blocks with those of a
-            teacher, such as `Repa`; None for none.
+            teacher, see `align`; None for none.
     """
 
     full_grid = False
@@ -79,7 +80,7 @@ class Dit(Decoder):
         self.slots, self.patch, self.network = slots, patch, network
         self.objective, self.steps, self.guidance = objective, steps, 1.0
         self.diffusion = Diffusion.from_names(*OBJECTIVES[objective])
-        self.alignment: nn.Module | None = None
+        self.alignment: Repa | None = None
         encoder, decoder = (None, None) if network is None else (Half(network, part) for part in ("encoder", "decoder"))
         self.encoder, self.decoder = encoder, decoder
         self.first_frame = encoder is not None and encoder.first_frame
@@ -94,6 +95,18 @@ class Dit(Decoder):
         self.embed_slots, self.embed, self.level = nn.Linear(dim, width), nn.Linear(items, width), LevelEmbedding(width)
         self.blocks = nn.ModuleList(ModulatedBlock(width, heads_of(width)) for _ in range(depth))
         self.output = ModulatedOutput(width, items)
+
+    def align(self, network: str) -> None:
+        """Adds the loss `Repa` with a teacher that is not trained.
+
+        Args:
+            network: the teacher, see the encoder `frozen`. If pixels or "dct" are sampled, which need no weights, the
+                teacher is a small random network instead.
+        """
+        if self.network in (None, "dct"):
+            self.alignment = Repa(self.size[0], "random", hidden=64, cell=8)
+        else:
+            self.alignment = Repa(self.size[0], network)
 
     def conditions(self, tokens: Tokens) -> Tensor:
         """Returns the tokens in their slots, [B,slots,dim].

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewtokens.tokenizers.blocks.repa import add_alignment
+from fewtokens.tokenizers.decoders.dit import Dit
 from fewtokens.tokenizers.preset import Preset
 from fewtokens.tokenizers.tokenizer import Tokenizer
 
@@ -14,7 +14,8 @@ class FlexTok(Tokenizer):
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         super().__init__(*parts, **options)
-        add_alignment(self.decoder, "facebook/dinov2-large")
+        assert isinstance(self.decoder, Dit)
+        self.decoder.align("facebook/dinov2-large")
 
 
 PRESET = Preset(

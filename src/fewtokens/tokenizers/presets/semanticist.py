@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fewtokens.methods.pruning.tail_drop import TailDrop
-from fewtokens.tokenizers.blocks.repa import add_alignment
+from fewtokens.tokenizers.decoders.dit import Dit
 from fewtokens.tokenizers.preset import Preset
 from fewtokens.tokenizers.tokenizer import Reconstruction, Tokenizer
 
@@ -24,7 +24,8 @@ class Semanticist(Tokenizer):
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         super().__init__(*parts, **options)
-        add_alignment(self.decoder, "facebook/dinov2-base")
+        assert isinstance(self.decoder, Dit)
+        self.decoder.align("facebook/dinov2-base")
 
     def forward(self, frames: Tensor) -> Reconstruction:
         steps = getattr(self, "steps", None)
