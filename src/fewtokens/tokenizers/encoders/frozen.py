@@ -28,6 +28,9 @@ KNOWN: dict[str, ViTConfig] = {
     "facebook/dinov2-base": ViTConfig(dim=768, num_heads=12, **_DINOV2),  # type: ignore[arg-type]
     "facebook/dinov2-with-registers-large": ViTConfig(num_registers=4, antialias=True, **_VIT_L, **_DINOV2),  # type: ignore[arg-type]
     "facebook/vit-mae-large": ViTConfig(**_VIT_L),  # type: ignore[arg-type]
+    "openai/clip-vit-base-patch16": ViTConfig(
+        dim=768, num_heads=12, norm_first=True, norm_last=False, patch_bias=False, activation="quick_gelu", eps=1e-5
+    ),
     "google/siglip-so400m-patch14-384": ViTConfig(patch_size=14, image_size=(384, 384), **_SIGLIP),  # type: ignore[arg-type]
     "google/siglip2-so400m-patch14-384": ViTConfig(patch_size=14, image_size=(384, 384), **_SIGLIP),  # type: ignore[arg-type]
     "google/siglip2-so400m-patch16-256": ViTConfig(patch_size=16, image_size=(256, 256), **_SIGLIP),  # type: ignore[arg-type]
