@@ -119,7 +119,7 @@ def draw_trade_off(
             axis.axhline(reference[measure], color="#1b1b1b", linewidth=0.8, linestyle=":")
             axis.annotate("all tokens", (0.01, reference[measure]), xycoords=("axes fraction", "data"), fontsize=8)
         axis.set(xscale="log", xlabel=label)
-        _pad(axis, [row[x] for rows in lines.values() for row in rows])
+        pad_log_axis(axis, [row[x] for rows in lines.values() for row in rows])
         axis.grid(alpha=0.25, which="both")
     default, unit = _MEASURES.get(measure, (heading(measure), heading(measure)))
     axes[0].set(ylabel=unit)
@@ -163,7 +163,7 @@ def _with_percent(summary: Summary, full: str) -> list[dict[str, Any]]:
     return [row | {"percent": 100 * (row["tokens"] / total if total else row["retention"])} for row in summary]
 
 
-def _pad(axis: Any, values: Sequence[float]) -> None:
+def pad_log_axis(axis: Any, values: Sequence[float]) -> None:
     """Limits and ticks of a logarithmic axis: at least a factor of four wide, with numbers that are written out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 

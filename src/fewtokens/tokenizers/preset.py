@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from fewtokens.core.plain import one_line
 from fewtokens.tokenizers.registry import part_names
 from fewtokens.tokenizers.tokenizer import Tokenizer
@@ -72,7 +74,7 @@ def get_preset(name: str) -> Preset:
     return preset
 
 
-def create_tokenizer(name: str, *, tiny: bool = False) -> Tokenizer:
+def create_tokenizer(name: str, *, tiny: bool = False, seed: int | None = None) -> Tokenizer:
     """Builds a tokenizer with random parameters.
 
         tokenizer = create_tokenizer("vidtok_fsq_262144")
@@ -82,14 +84,21 @@ def create_tokenizer(name: str, *, tiny: bool = False) -> Tokenizer:
     Args:
         name: a preset, see `list_tokenizers`, or the spec of a tokenizer.
         tiny: whether to build a preset at the size that trains on a CPU instead of the published one.
+        seed: random seed of the parameters. Default: the state of the generator of torch.
 
     Raises:
         ValueError: the name or spec is invalid.
     """
-    if ">" in name:
-        return Tokenizer.from_spec(name)
-    preset = get_preset(name)
-    spec, window = (preset.tiny, preset.tiny_window) if tiny else (preset.spec, preset.window)
-    tokenizer = preset.kind.from_spec(spec, window=window)
-    tokenizer.title = name
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        if ">" in name:
+            tokenizer = Tokenizer.from_spec(name)
+        else:
+            preset = get_preset(name)
+            spec, window = (preset.tiny, preset.tiny_window) if tiny else (preset.spec, preset.window)
+            tokenizer = preset.kind.from_spec(spec, window=window)
+            tokenizer.title = name
+    if seed is not None:
+        tokenizer.origin = {"name": name, "tiny": tiny, "seed": seed}
     return tokenizer

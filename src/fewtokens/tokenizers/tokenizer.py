@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from fewtokens.core.hub import Pushable
 from fewtokens.core.inputs import to_frames
 from fewtokens.core.method import Method, Quantizer, Reducer, Resampler
 from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.plan import Plan
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.tokenizers.parts import Decoder, VideoEncoder, to_signed
@@ -85,6 +87,8 @@ class Tokenizer(Pushable, nn.Module):
         pipeline: the encoder and the methods.
         decoder: the decoder.
         title: name of the preset that it was built from, or "".
+        origin: how to build it again, as plain values: {"folder": ...} if it was loaded, {"name": ..., "tiny": ...,
+            "seed": ...} if `create_tokenizer` initialized it from a seed, otherwise {}.
 
     Raises:
         ValueError: a method after the quantizer changes features, or the window has a length that the encoder does not
@@ -97,6 +101,7 @@ class Tokenizer(Pushable, nn.Module):
         super().__init__()
         self.pipeline, self.decoder = Pipeline(methods, encoder), decoder
         self.window, self.title = window, ""
+        self.origin: dict[str, Any] = {}
         index = [i for i, method in enumerate(methods) if isinstance(method, Quantizer)]
         after = methods[index[0] + 1 :] if index else []
         if not all(isinstance(method, Reducer) for method in after):
@@ -140,6 +145,19 @@ class Tokenizer(Pushable, nn.Module):
         return next(self.parameters()).device
 
     @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The number of values of each code of a token; () for continuous tokens."""
+        return () if self.quantizer is None else tuple(self.quantizer.codebook_sizes)
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of spec, window, parameters and buffers; equal on every device."""
+        digest = hashlib.sha256(f"{self.spec}\n{self.window}".encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @property
     def stores_assignment(self) -> bool:
         """Whether the decoder needs the assignment of cells to tokens, which then is part of what is stored.
 
@@ -176,7 +194,8 @@ class Tokenizer(Pushable, nn.Module):
     def _planned_bits(self, grid: Grid, tokens: int) -> float:
         side = grid.cells * math.log2(tokens + 1) if self.stores_assignment else 0.0
         quantizer = self.quantizer
-        return side + (32 * self.decoder.dim * tokens if quantizer is None else quantizer.planned_bits(grid, tokens))
+        codes = tokens * 32 * self.decoder.dim if quantizer is None else quantizer.planned_bits(grid, tokens)
+        return side + codes
 
     def bits(self, tokens: Tokens) -> Tensor:
         """Returns the bits of encoded videos by formula, float64 [B].
@@ -187,7 +206,7 @@ class Tokenizer(Pushable, nn.Module):
         if self.quantizer is None or tokens.codes is None:
             bits = tokens.count.double() * tokens.C * 32
         else:
-            sizes = torch.tensor(self.quantizer.codebook_sizes, dtype=torch.float64, device=tokens.device).log2()
+            sizes = torch.tensor(self.codebook_sizes, dtype=torch.float64, device=tokens.device).log2()
             used = (tokens.codes >= 0) & tokens.mask[..., None]
             bits = (used * sizes).sum((1, 2))
         if self.stores_assignment:
@@ -221,7 +240,7 @@ class Tokenizer(Pushable, nn.Module):
         frames = pad(frames, self.encoder.padded(frames.shape[1], height, width))
         if times is not None and times.shape[-1] < frames.shape[1]:
             times = torch.cat([times, times[..., -1:].expand(*times.shape[:-1], frames.shape[1] - T)], -1)
-        tokens = self._encode(frames, times)
+        tokens = self._recode(self._encode(frames, times))
         meta = {**tokens.meta, "size": [T, height, width], "tokenizer": self.spec}
         return tokens.replace(meta=meta, aux={})
 
@@ -239,18 +258,17 @@ class Tokenizer(Pushable, nn.Module):
         Raises:
             ValueError: codes are missing or outside the codebook.
         """
+        tokens = self._restore(self._as_stored(tokens))
         if self.quantizer is not None:
-            tokens = tokens.replace(features=self._features(tokens))
+            self._check_codes(tokens, self.quantizer)
+            tokens = self.quantizer.restore(tokens)
         frames = (self._decode(tokens).float() + 1).div_(2).clamp_(0, 1)
         T, height, width = tokens.meta.get("size") or (frames.shape[1], *frames.shape[-2:])
         if self.window is not None and self.window < T:
             frames = frames[:, : self.window].flatten(0, 1)[None]
         return frames[:, :T, :, :height, :width]
 
-    def _features(self, tokens: Tokens) -> Tensor:
-        """The features of codes, which must be in range."""
-        quantizer = self.quantizer
-        assert quantizer is not None
+    def _check_codes(self, tokens: Tokens, quantizer: Quantizer) -> None:
         if tokens.codes is None:
             raise ValueError(f"the tokens have no codes, but the tokenizer has the quantizer {quantizer.name}")
         sizes = torch.tensor(quantizer.codebook_sizes, device=tokens.device)
@@ -261,10 +279,37 @@ class Tokenizer(Pushable, nn.Module):
                 f"codes must be below {tuple(quantizer.codebook_sizes)}, the sizes of the codebooks of "
                 f"{quantizer.name}; are they of another tokenizer?"
             )
-        grid = {"grid": tokens.grid} if quantizer.full_grid else {}
-        features = quantizer.lookup(tokens.codes, **grid)
+
+    def _as_stored(self, tokens: Tokens) -> Tokens:
+        """The tokens as a file stores them, from which nothing else can reach the decoder.
+
+        These are codes or features, the number of tokens, the grid, and the assignment if it is stored: it determines
+        positions and sizes. If it is not, all cells count as dropped, unless there is one token per cell.
+        """
+        cells = Tokens.from_cells(tokens.features.new_zeros(tokens.B, tokens.grid.cells, 1), tokens.grid)
+        if self.stores_assignment:
+            bare = cells.apply(Plan(tokens.count, tokens.N, tokens.assignment))
+        elif torch.equal(cells.mask, tokens.mask):
+            bare = cells
+        else:
+            bare = tokens.replace(
+                positions=torch.zeros_like(tokens.positions),
+                sizes=tokens.mask.float(),
+                assignment=torch.full_like(tokens.assignment, -1),
+            )
         dtype = next(self.parameters()).dtype
-        return features.to(dtype).masked_fill(~tokens.mask[..., None], 0)
+        return bare.replace(
+            features=tokens.features.to(self.device, dtype), codes=tokens.codes, prefix=None, attribution=None,
+            dropped=tokens.dropped, meta=tokens.meta,
+        ).to(self.device)  # fmt: skip
+
+    def _recode(self, tokens: Tokens) -> Tokens:
+        """Replaces the codes of encoded videos by others without loss, outside training; a subclass may override it."""
+        return tokens
+
+    def _restore(self, tokens: Tokens) -> Tokens:
+        """The inverse of `_recode`."""
+        return tokens
 
     def _encode(self, frames: Tensor, times: Tensor | None = None) -> Tokens:
         """Encodes frames [B,T,3,H,W] of an accepted size."""
@@ -299,6 +344,24 @@ class Tokenizer(Pushable, nn.Module):
             decoded: the reconstruction [B,T,3,H,W], or None.
         """
         return {}
+
+    def start_from(self, other: Tokenizer) -> int:
+        """Copies the parameters of a trained tokenizer whose names and shapes match, such as all but the quantizer.
+
+        Returns:
+            The number of tensors copied.
+
+        Raises:
+            ValueError: none matches.
+        """
+        own = self.state_dict()
+        matching = {
+            name: value for name, value in other.state_dict().items() if name in own and own[name].shape == value.shape
+        }
+        if not matching:
+            raise ValueError(f"no tensor of {other.spec!r} fits {self.spec!r}")
+        self.load_state_dict(own | matching)
+        return len(matching)
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
         """Writes config.json and model.safetensors, both or neither.

@@ -27,6 +27,21 @@ _IMAGE = ("AutoencoderKL", "AutoencoderDC")
 
 # Autoencoders that can be built on the meta device, to count parameters, without their weights.
 KNOWN: dict[str, dict[str, Any]] = {
+    "EPFL-VILAB/flextok_vae_c16": {
+        "_class_name": "AutoencoderKL", "block_out_channels": (128, 256, 512, 512), "latent_channels": 16,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+    },
+    "stabilityai/sd-vae-ft-mse": {
+        "_class_name": "AutoencoderKL", "block_out_channels": (128, 256, 512, 512), "latent_channels": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+    },
+    "xwen99/mar-vae-kl16": {
+        "_class_name": "AutoencoderKL", "block_out_channels": (128, 128, 256, 256, 512), "latent_channels": 16,
+        "down_block_types": ("DownEncoderBlock2D",) * 5, "up_block_types": ("UpDecoderBlock2D",) * 5,
+        "layers_per_block": 2,
+    },
     "black-forest-labs/FLUX.1-schnell": {
         "_class_name": "AutoencoderKL", "block_out_channels": (128, 256, 512, 512), "latent_channels": 16,
         "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
