@@ -37,6 +37,9 @@ KNOWN: dict[str, ViTConfig] = {
     "facebook/dinov2-large": ViTConfig(**_VIT_L, **_DINOV2),  # type: ignore[arg-type]
     "facebook/dinov2-with-registers-large": ViTConfig(num_registers=4, antialias=True, **_VIT_L, **_DINOV2),  # type: ignore[arg-type]
     "facebook/vit-mae-large": ViTConfig(**_VIT_L),  # type: ignore[arg-type]
+    "openai/clip-vit-base-patch16": ViTConfig(
+        dim=768, num_heads=12, norm_first=True, norm_last=False, patch_bias=False, activation="quick_gelu", eps=1e-5
+    ),
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": ViTConfig(
         dim=1280, depth=32, num_heads=16, patch_size=14, norm_first=True, patch_bias=False
     ),
