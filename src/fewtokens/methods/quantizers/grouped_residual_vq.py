@@ -93,6 +93,6 @@ class GroupedResidualVq(Quantizer):
         """Returns the features of codes [B,N,Q]; -1 stands for no detail of that level."""
         parts = []
         for codebook, layer, group in zip(self.codebooks, self.project_out, codes.split(self.levels, -1), strict=True):
-            details = [entries(book, code) for book, code in zip(codebook.layers, group.unbind(-1), strict=True)]
+            details = [entries(book, code) for book, code in zip(codebook.layers, group.unbind(-1), strict=True)]  # type: ignore[arg-type]
             parts.append(project(layer, torch.stack(details).sum(0)))
         return torch.cat(parts, -1)

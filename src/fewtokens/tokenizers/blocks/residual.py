@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, Fill, Three
+from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, Fill, Kernel, convolution
 
 NormKind = Literal["channel", "frame", "clip"]
 
@@ -48,7 +48,7 @@ class ResBlock(nn.Module):
 
     Args:
         dim, out: channels of input and output; if they differ, a 1x1x1 convolution leads from one to the other.
-        kernels: frames, rows and columns of each convolution.
+        kernels: of each convolution, see `Kernel`.
         norm, groups: see `ConvNorm`.
         scale: factor of the initial weights of the last convolution; a small one begins near the identity.
         fill, causal: see `CausalConv3d`.
@@ -58,7 +58,7 @@ class ResBlock(nn.Module):
         self,
         dim: int,
         out: int,
-        kernels: Sequence[Three],
+        kernels: Sequence[Kernel],
         *,
         norm: NormKind = "channel",
         groups: int = 32,
@@ -72,7 +72,7 @@ class ResBlock(nn.Module):
             width = dim if i == 0 else out
             layers += [
                 ConvNorm(width, norm, groups=groups),
-                CausalConv3d(width, out, kernel, fill=fill, causal=causal),
+                convolution(width, out, kernel, fill=fill, causal=causal),
             ]
         self.layers = Chain(*layers)
         self.shortcut = CausalConv3d(dim, out, (1, 1, 1)) if dim != out else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewtokens.core.tokens import Tokens
@@ -57,9 +58,13 @@ class CausalUnet(Decoder):
         maps = self.maps(tokens.unmerge().movedim(-1, 1))
         return self.unet(z.transpose(1, 2), s, maps).transpose(1, 2)
 
-    def losses(self, tokens: Tokens, frames: Tensor) -> dict[str, Tensor]:
+    def denoise_random(self, tokens: Tokens, frames: Tensor) -> Tensor:
+        """Predicts frames from themselves with noise of a random level per video, as in training."""
         s = self.diffusion.random_levels(frames.shape[:1], frames.device)
-        return {"diffusion": self.diffusion.loss(lambda z, s: self.denoise(tokens, z, s), frames, s)}
+        return self.denoise(tokens, self.diffusion.noised(frames, torch.randn_like(frames), s), s)
+
+    def losses(self, tokens: Tokens, frames: Tensor) -> dict[str, Tensor]:
+        return {"diffusion": (self.denoise_random(tokens, frames) - frames).square().mean()}
 
     def forward(self, tokens: Tokens, *, seed: int = 0, steps: int | None = None) -> Tensor:
         """Samples frames.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fewtokens.tokenizers.blocks.blend import BlendedUp
 from fewtokens.tokenizers.blocks.causal_conv import CausalConv3d, Chain, Repeat, check_counts
-from fewtokens.tokenizers.blocks.frame_attention import FrameAttention
+from fewtokens.tokenizers.blocks.cell_attention import CellAttention
 from fewtokens.tokenizers.blocks.residual import ConvNorm, ResBlock
 from fewtokens.tokenizers.blocks.vidtok_levels import BOTH, level_blocks, temporal_steps
 from fewtokens.tokenizers.parts import GridDecoder
@@ -46,7 +46,7 @@ class VidTok(GridDecoder):
         self.layers = Chain(
             CausalConv3d(dim, wide, causal=causal),
             ResBlock(wide, wide, BOTH, causal=causal),
-            FrameAttention(wide),
+            CellAttention(wide),
             ResBlock(wide, wide, BOTH, causal=causal),
         )
         frames = 1

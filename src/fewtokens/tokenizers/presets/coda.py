@@ -20,9 +20,9 @@ PRESET = Preset(
     license="Apache-2.0",
     figures={"rFID, ImageNet 256, 8x": "0.43", "rFID, ImageNet 256, 16x": "1.34", "codebook usage": "100 %"},
     differs=(
-        "This is the 8x variant on the autoencoder of FLUX; the 16x variant on that of MAR, with scales (1, 2, 3, 4, 5, "
-        "6, 8, 10, 13, 16) and 16384 entries, needs its weights in the format of diffusers. Pixels are compared by "
-        "squared distance only (0.2 times the absolute distance is added in the paper's code), and the discriminator has "
-        "no DINO features. The tiny size adapts the lowest cosine coefficients of patches, an autoencoder without weights."
+        "This is the 8x variant on the autoencoder of FLUX; the 16x variant on that of MAR, with scales (1, 2, 3, 4, "
+        "5, 6, 8, 10, 13, 16) and 16384 entries, needs its weights in the format of diffusers. Pixels are compared by "
+        "squared distance only (the paper's code adds 0.2 times the absolute distance), and the discriminator has no "
+        "DINO features. The tiny size adapts the lowest cosine coefficients of patches, which need no weights."
     ),
 )

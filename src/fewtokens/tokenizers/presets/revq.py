@@ -29,7 +29,8 @@ PRESET = Preset(
     ),
     clip=(1, 256, 256),
     tiny=(
-        "latents(channels=12, groups=4) | position_vq(64, groups=64, code_dim=3) > latents(groups=4, rectifier=32, blocks=1)"
+        "latents(channels=12, groups=4) | position_vq(64, groups=64, code_dim=3) "
+        "> latents(groups=4, rectifier=32, blocks=1)"
     ),
     tiny_clip=(1, 32, 32),
     kind=ReVq,
@@ -39,9 +40,9 @@ PRESET = Preset(
     tokens=512,
     figures={"rFID, ImageNet 256": "1.06", "training": "22 hours on one RTX 4090"},
     differs=(
-        "A token is four channels of one latent; in the paper's code four successive columns of one channel. The network "
-        "that corrects latents has residual convolutions instead of EfficientViT blocks. Codebooks begin at random, not "
-        "at latents of the data. In frames of another size, positions share the 512 codebooks in turn. The tiny size "
-        "uses the lowest cosine coefficients of patches, an autoencoder without weights."
+        "A token is four channels of one latent; in the paper's code four successive columns of one channel. The "
+        "network that corrects latents has residual convolutions instead of EfficientViT blocks. Codebooks begin at "
+        "random, not at latents of the data. In frames of another size, positions share the 512 codebooks in turn. The "
+        "tiny size uses the lowest cosine coefficients of patches, which need no weights."
     ),
 )
