@@ -44,7 +44,10 @@ class TestTokenizer:
                 assert float(tokenizer.bits(tokens).sum()) == pytest.approx(layout.bits)
 
     def test_the_decoder_reads_tokens_only(self, name, tmp_path):
-        """T2: features are restored from codes, a file decodes to the same bits as the tokens; T5: exchanging the tokens of two clips exchanges the outputs."""
+        """T2: features are restored from codes, and a file decodes to the same bits as the tokens.
+
+        T5: exchanging the tokens of two clips exchanges the outputs.
+        """
         tokenizer = build(name)
         tokens = tokenizer.encode(clips(name))
         decoded = tokenizer.decode(tokens)
