@@ -169,10 +169,10 @@ def families_page() -> str:
 
 def tokenizers_page() -> str:
     """The tokenizers of papers: a table, and a section for each."""
-    from fewtokens.cli.tokenizers import describe
+    from fewtokens.cli.tokenizers import describe, describe_tiny
     from fewtokens.tokenizers import list_tokenizers
 
-    rows = [describe(name) for name in list_tokenizers()]
+    rows = [describe(name) | describe_tiny(name) for name in list_tokenizers()]
 
     def number(value: float | None) -> str:
         return "varies" if value is None else f"{value:,.0f}"
