@@ -181,12 +181,11 @@ def test_missing_weights_have_a_name(tmp_path):
     videos = clips(4, frames=9)
     wrong = tmp_path / "weights.pt"
     torch.save({"a": torch.zeros(1)}, wrong)
-    for measure, words in [(rfvd, "rfvd requires the TorchScript file of I3D"), (rfid, "rfid requires .* Inception")]:
-        for weights, reason in [
-            (None, "pass its path"),
-            (tmp_path / "x.pt", "not exist"),
-            (wrong, "not a TorchScript"),
-        ]:
+    for measure, words, other in [
+        (rfvd, "rfvd requires the TorchScript file of I3D", "is not a TorchScript file"),
+        (rfid, "rfid requires Inception of 2015", "is not Inception v3 of FID; missing"),
+    ]:
+        for weights, reason in [(None, "passed as weights$"), (tmp_path / "x.pt", "does not exist"), (wrong, other)]:
             with pytest.raises(MissingWeights, match=f"{words}.*{reason}"):
                 measure([(videos, videos)], protocol(videos), weights)
     torch.jit.script(I3D()).save(str(wrong))
