@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fewtokens import profiling as profiling
     from fewtokens import serve as serve
     from fewtokens import show as show
+    from fewtokens import tokenizers as tokenizers
     from fewtokens import train as train
     from fewtokens import video as video
     from fewtokens.core.budget import Budget as Budget
@@ -82,8 +83,8 @@ _MODULES = {
 
 # Imported on first use as attributes, as in `fewtokens.llm.load`.
 _SUBPACKAGES = (
-    "core", "data", "encoders", "evaluation", "llm", "methods", "networks", "profiling", "serve", "show", "train",
-    "video",
+    "core", "data", "encoders", "evaluation", "llm", "methods", "networks", "profiling", "serve", "show", "tokenizers",
+    "train", "video",
 )  # fmt: skip
 
 __all__ = ["__version__", *_MODULES]

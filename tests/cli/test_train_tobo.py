@@ -9,11 +9,10 @@ import pytest
 import torch
 from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
 
 from fewtokens import Tokens
-from fewtokens.cli import app
 from fewtokens.video import synthetic, write
+from tests.helpers.command import run
 
 SMALL = ["--size", 16, "--batch", 4, "--workers", 0, "--device", "cpu", "--set", "patch_size=8", "--set", "dim=16"]
 SMALL += [
@@ -28,13 +27,6 @@ SMALL += [
     "--set",
     "shown=2",
 ]
-
-
-def run(*words: object, code: int = 0) -> Result:
-    """Runs the command in this process, without a new import, and checks the exit code."""
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    assert done.exit_code == code, f"exit {done.exit_code}\n{done.output}\n{done.exception!r}"
-    return done
 
 
 def error_line(done: Result) -> str:

@@ -43,6 +43,39 @@ class TestQuantizer:
         again = Tokens.load(out.save(tmp_path / "a.safetensors"))
         assert torch.equal(again.codes, out.codes)
 
+    def test_the_grid_is_an_argument_of_methods_of_full_grids_only(self):
+        grids = []
+
+        class Frames(Signs):
+            full_grid = True
+
+            def quantize(self, features, mask, grid):
+                grids.append(grid)
+                return Signs.quantize(self, features, mask)
+
+            def lookup(self, codes, grid=None):
+                return Signs.lookup(self, codes)
+
+        tokens = clip()
+        out = Frames()(tokens)
+        assert grids == [tokens.grid]
+        assert torch.equal(Frames().restore(out).features, out.features)
+        with pytest.raises(ValueError, match="works on whole frames"):
+            Frames().restore(Pipeline("hourglass(0.5)")(out))
+
+    def test_bits_are_counted(self):
+        out = Signs()(clip(lengths=[4, 2]))
+        assert Signs().count_bits(out).tolist() == [240, 120]
+        codes = out.codes.clone()
+        codes[0, :5, 1] = -1
+        assert Signs().count_bits(out.replace(codes=codes)).tolist() == [235, 120]
+        with pytest.raises(ValueError, match="has 2 codes per token, these tokens have 0"):
+            Signs().count_bits(clip())
+
+    def test_codes_are_required_to_restore(self):
+        with pytest.raises(ValueError, match="tokens without codes"):
+            Signs().restore(clip())
+
     def test_no_token_is_dropped(self):
         method = Signs()
         assert method.planned_count(Grid(2, 3, 4)) == 24

@@ -1,11 +1,22 @@
-"""Parses a command line without running it."""
+"""Runs a command line in this process, or parses it without running it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from click.testing import Result
+from typer.testing import CliRunner
+
+from fewtokens.cli import app
 from fewtokens.cli.verbs import GROUPS, find
+
+
+def run(*words: object, code: int = 0) -> Result:
+    """Runs the command in this process, without a new import, and checks the exit code."""
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == code, f"exit {done.exit_code}\n{done.output}\n{done.exception!r}"
+    return done
 
 
 def parse(words: Sequence[str]) -> Any:

@@ -18,6 +18,7 @@ SPECS = {
     "perceiver": "perceiver(5, num_layers=2, heads=2)",
     "qformer": "qformer(5, num_layers=3, heads=2)",
     "attentional_pool": "attentional_pool(5, hidden=7)",
+    "learned_queries": "learned_queries(5, num_layers=2, heads=2)",
     "token_turing": "token_turing(5, memory=6, read=3, num_layers=2, heads=2)",
     "llama_vid": f"llama_vid('5/frame', text_dim={D})",
     "ppllava": f"ppllava((2, 2, 3), tau=0.3, text_dim={D})",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 # Every input cell is assigned to a token.
 PARTITION = {
-    "bsq", "centerclip", "downsample", "dpc_knn", "dynamic_pool", "frame_fusion", "fsq", "grt", "kmeans",
-    "length_embedding", "lfq", "lftr", "mean_pool", "merge_windows", "merge_windows_in_encoder", "metok", "pixelprune",
-    "product_vq", "residual_vq", "rlt", "scissor", "storm", "sttm", "tempme", "testa", "token_dynamics", "tome",
-    "tome_in_encoder", "tome_video", "vid_tldr", "vq",
+    "attention_vq", "bsq", "centerclip", "downsample", "dpc_knn", "dual_vq", "dynamic_pool", "frame_fusion",
+    "frozen_vq", "fsq", "gaussian", "grt", "kmeans", "length_embedding", "lfq", "lftr", "mean_pool",
+    "merge_windows", "merge_windows_in_encoder", "metok", "multi_scale_vq", "pixelprune", "position_vq",
+    "product_vq", "residual_vq", "rlt", "scissor", "stochastic_vq", "storm", "sttm", "tempme", "testa",
+    "token_dynamics", "tome", "tome_in_encoder", "tome_video", "vid_tldr", "vq", "grouped_residual_vq",
+    "bottleneck",
 }  # fmt: skip
 # The sum of sizes * features is conserved.
 CONSERVES = {
@@ -26,7 +28,10 @@ SIZES_ARE_IMPORTANCE = {"vid_tldr"}
 SQUARE = {"vqtoken"}
 # Change the features even with a budget of all tokens: they mix features or pool frames to squares.
 NEVER_THE_IDENTITY = {"dynamic_pool", "storm"}
-# The output is not ordered by time: each output token belongs to a frame, but may attend to any cluster.
-UNORDERED = {"vqtoken"}
+# The output is not ordered by time: each output token belongs to a frame, but may attend to any cluster; queries keep
+# their order.
+UNORDERED = {"learned_queries", "vqtoken"}
 # Stream into a memory of constant size, which does not record the cells of earlier chunks.
 CONSTANT_MEMORY = {"token_turing"}
+# A code that changes by rounding changes the codes of all finer scales.
+ROUNDING_CASCADES = {"multi_scale_vq"}

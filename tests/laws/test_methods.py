@@ -22,6 +22,7 @@ from tests.laws.laws import (
     DROPS_AND_MERGES,
     NEVER_THE_IDENTITY,
     PARTITION,
+    ROUNDING_CASCADES,
     SIZES_ARE_IMPORTANCE,
     SQUARE,
     UNORDERED,
@@ -97,6 +98,8 @@ VARIANTS = [
     "pvc(3, repeat=1)",
     "vista_llama('4/frame', num_layers=1)",
     "langdc(5, frames=3, side=2, vocabulary=3, num_layers=1)",
+    "tail_drop('3/frame')",
+    "tail_drop(20)",
 ]
 SPECS = [*registry.names(), *VARIANTS]
 # Methods that accept any budget for the full video.
@@ -303,7 +306,8 @@ class TestEveryMethod:
         assert out.features.shape == expected.features.shape
         # Each token is compared with the nearest: tokens of equal mean time may be swapped.
         error = torch.cdist(out.features.float(), expected.features.float()).detach().amin(2)
-        assert float(error.norm() / expected.features.detach().norm()) < 0.05
+        limit = 0.25 if method.name in ROUNDING_CASCADES else 0.05
+        assert float(error.norm() / expected.features.detach().norm()) < limit
 
     def test_autocast(self, spec):
         """As in mixed-precision training, parameters stay in float32 and products do not."""

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from vector_quantize_pytorch import FSQ
 
 from fewtokens.methods.quantizers.fsq import Fsq
 
@@ -48,6 +49,24 @@ def test_published_codebooks():
     assert Fsq((8, 8, 8, 5, 5, 5)).codebook_sizes == (64_000,)
     assert Fsq((8,) * 6).bits == 18
     assert Fsq((8,) * 8).codebook_sizes == (8**8,)
+
+
+def test_one_group_is_the_base_bit_for_bit():
+    torch.manual_seed(0)
+    z = torch.randn(1, 30, 4)
+    features, codes, _ = Fsq((8, 5, 5, 5), dim=4, groups=1).quantize(z)
+    expected, index = FSQ([8, 5, 5, 5])(z)
+    assert torch.equal(features, expected)
+    assert torch.equal(codes[..., 0], index.long())
+
+
+def test_a_group_changes_only_its_channels():
+    method = Fsq((5, 4), dim=6, groups=3)
+    codes = torch.randint(20, (1, 30, 3))
+    other = codes.clone()
+    other[..., 1] = (other[..., 1] + 7) % 20
+    changed = (method.lookup(codes) != method.lookup(other)).any(1)[0]
+    assert changed.tolist() == [False, False, True, True, False, False]
 
 
 def test_groups_split_the_channels():

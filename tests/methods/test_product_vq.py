@@ -45,3 +45,22 @@ def test_any_number_of_channels():
 def test_bad_arguments(groups):
     with pytest.raises(ValueError, match=r"groups must be in 1\.\.12"):
         ProductVq(dim=12, groups=groups)
+
+
+def test_the_penalty_on_similar_entries():
+    torch.manual_seed(0)
+    x = torch.randn(1, 40, 8)
+    mask = torch.ones(1, 40, dtype=torch.bool)
+    mask[0, 30:] = False
+    method = ProductVq(16, dim=8, code_dim=3, restart=0, orthogonality=0.5).train()
+    before = [book.codebook.clone() for book in method.codebooks]
+    _, codes, losses = method.quantize(x.requires_grad_(), mask)
+    a, b = (entries[code] for entries, code in zip(before, codes[0, :30].unbind(-1), strict=True))
+    cosine = torch.nn.functional.cosine_similarity(a, b)
+    torch.testing.assert_close(losses["orthogonality"], 0.5 * cosine.square().mean())
+    losses["orthogonality"].backward()
+    assert bool((x.grad[0, :30] != 0).any(-1).all())
+    assert not bool(x.grad[0, 30:].any())
+    assert "orthogonality" not in ProductVq(16, dim=8).train().quantize(x.detach()).losses
+    with pytest.raises(ValueError, match="at least two groups"):
+        ProductVq(dim=8, groups=1, orthogonality=0.1)

@@ -356,7 +356,7 @@ class Quantized(NamedTuple):
 
     Attributes:
         features: [B,N,C], quantized features, with a gradient to the input features.
-        codes: int64 [B,N,Q], codes of each token.
+        codes: int64 [B,N,Q], codes of each token; -1 for no code.
         losses: scalar training losses by name, to be summed.
     """
 
@@ -371,7 +371,11 @@ class Quantized(NamedTuple):
 class Quantizer(Method):
     """A method that replaces the features of each token with quantized ones and adds Q codes; it keeps all tokens.
 
-    A subclass overrides `codebook_sizes`, `quantize` and `lookup`.
+    A code of -1 is no code: that of a level that was dropped, or of a scale that has fewer codes than the frame has
+    cells. It costs no bits, and `lookup` adds nothing for it; the output projection applies to the sum of the others.
+
+    A subclass overrides `codebook_sizes`, `quantize` and `lookup`. If it has `full_grid = True`, the last two also get
+    the grid, as their last argument.
     """
 
     @property
@@ -379,27 +383,84 @@ class Quantizer(Method):
     def codebook_sizes(self) -> tuple[int, ...]:
         """The number of values of each of the Q codes."""
 
-    @abstractmethod
-    def quantize(self, features: Tensor, mask: Tensor | None = None) -> Quantized:
-        """Quantizes features [B,N,C].
+    if TYPE_CHECKING:
+        # With or without a grid; no signature covers both.
+        quantize: Callable[..., Quantized]
+        lookup: Callable[..., Tensor]
+    else:
 
-        Args:
-            features: [B,N,C].
-            mask: bool [B,N], False for padding, which must affect neither losses nor codebooks. None for no padding.
-        """
+        @abstractmethod
+        def quantize(self, features: Tensor, mask: Tensor | None = None, grid: Grid | None = None) -> Quantized:
+            """Quantizes features [B,N,C].
 
-    @abstractmethod
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Returns the features [B,N,C] of codes, int64 [B,N,Q]; bit-identical to those of `quantize`."""
+            Args:
+                features: [B,N,C].
+                mask: bool [B,N], False for padding, which must affect neither losses nor codebooks. None for no
+                    padding.
+                grid: the grid of the tokens; only for a method with `full_grid = True`, others do not have this
+                    argument.
+            """
+
+        @abstractmethod
+        def lookup(self, codes: Tensor, grid: Grid | None = None) -> Tensor:
+            """Returns the features [B,N,C] of codes, int64 [B,N,Q]; bit-identical to those of `quantize`."""
 
     @property
     def bits(self) -> float:
-        """The number of bits per token: the sum of log2 of the codebook sizes."""
-        return float(sum(torch.tensor(size, dtype=torch.float64).log2() for size in self.codebook_sizes))
+        """The number of bits per token that has all codes: the sum of log2 of the codebook sizes."""
+        return float(self._code_bits.sum())
+
+    def planned_bits(self, grid: Grid, tokens: int) -> float:
+        """Returns the number of bits of the codes of one video of this grid with a number of tokens."""
+        return tokens * self.bits
+
+    def count_bits(self, tokens: Tokens) -> Tensor:
+        """Returns the number of bits of the codes of each video, float64 [B].
+
+        Each code of a real token takes log2 of the size of its codebook, and -1 takes none.
+
+        Args:
+            tokens: tokens with codes of this method; later methods may have dropped some.
+
+        Raises:
+            ValueError: the tokens have no codes, or another number of codes per token.
+        """
+        sizes = self._code_bits
+        num_codes = 0 if tokens.codes is None else tokens.codes.shape[2]
+        if num_codes != len(sizes):
+            raise ValueError(f"{self.name} has {len(sizes)} codes per token, these tokens have {num_codes}")
+        assert tokens.codes is not None
+        used = (tokens.codes >= 0) & tokens.mask[..., None]
+        return (used.sum(1) * sizes.to(tokens.device)).sum(1)
+
+    def restore(self, tokens: Tokens) -> Tokens:
+        """Returns the tokens with the features of their codes, bit-identical to those of `forward`.
+
+        Args:
+            tokens: tokens with codes of this method, such as those of a file. Their features are ignored, except for
+                the dtype.
+
+        Raises:
+            ValueError: the tokens have no codes; or the method works on full grids, and tokens were dropped.
+        """
+        if tokens.codes is None:
+            raise ValueError(f"{self.name} cannot restore the features of tokens without codes")
+        if self.full_grid:
+            tokens.require_full_grid(self.name)
+        features = self.lookup(tokens.codes, *self._grids(tokens)).to(tokens.features.dtype)
+        return tokens.replace(features=features.masked_fill(~tokens.mask[..., None], 0))
+
+    @property
+    def _code_bits(self) -> Tensor:
+        return torch.tensor(self.codebook_sizes, dtype=torch.float64).log2()
+
+    def _grids(self, tokens: Tokens) -> tuple[Grid, ...]:
+        """The last arguments of `quantize` and `lookup`."""
+        return (tokens.grid,) if self.full_grid else ()
 
     @final  # type: ignore[misc]
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        features, codes, losses = self.quantize(tokens.features, tokens.mask)
+        features, codes, losses = self.quantize(tokens.features, tokens.mask, *self._grids(tokens))
         padding = ~tokens.mask[..., None]
         return tokens.replace(
             features=features.to(tokens.features.dtype).masked_fill(padding, 0),

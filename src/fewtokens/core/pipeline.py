@@ -150,7 +150,10 @@ class Pipeline(Pushable, nn.Module):
             # After a method with a threshold the count is unknown, even if a later method has a budget.
             if planned is None:
                 return None
-            count = planned if isinstance(method, Resampler) else min(count, planned)
+            if isinstance(method, Resampler):
+                count = planned
+            elif isinstance(method, Reducer) or not _keeps_all_tokens(method):  # there may be more tokens than cells
+                count = min(count, planned)
         return count
 
     def forward(self, video: Any, times: Tensor | None = None, **cues: Tensor) -> Tokens:

@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 
 from fewtokens.core import entry_points
 
+# Packages in which the file of a class gives its name in spec strings.
+_PACKAGES = ("fewtokens.methods.", "fewtokens.tokenizers.encoders", "fewtokens.tokenizers.decoders")
+
 
 class _ExternalName:
     """The `name` of a class of another package, looked up in the entry points on first use."""
@@ -36,8 +39,9 @@ class Spec:
     name, so that the spec string, the config and the command-line flags can be derived from the signature.
 
     Attributes:
-        name: the name in spec strings: that of the file in `fewtokens.methods`, or of the entry point of another
-            package. A class that is not registered has its class name, which no spec string can contain.
+        name: the name in spec strings: that of the file in `fewtokens.methods` or among the parts of tokenizers, or of
+            the entry point of another package. A class that is not registered has its class name, which no spec string
+            can contain.
         arguments: the constructor arguments and their values, by name.
         spec: the spec string that builds the object; arguments that are None are omitted.
         short_spec: the spec without arguments that have their default value, except `keep`; for figures and tables.
@@ -48,7 +52,7 @@ class Spec:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         package, _, module = cls.__module__.rpartition(".")
-        cls.name = module if package.startswith("fewtokens.methods.") else _ExternalName()  # type: ignore[assignment]
+        cls.name = module if package.startswith(_PACKAGES) else _ExternalName()  # type: ignore[assignment]
 
     @property
     def arguments(self) -> dict[str, Any]:

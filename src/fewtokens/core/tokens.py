@@ -10,7 +10,7 @@ drop or merge (`Plan`), and `Tokens.apply` carries the plan out. Axis letters, u
     w  frames of a block of `attribution`; block g has the frames g*w..g*w + w-1
     C  channels of a feature
     P  prefix tokens (class and register tokens)
-    Q  codes of a token (residual levels, product groups)
+    Q  codes of a token (residual levels, product groups, scales)
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Tokens:
         assignment: int64 [B,S], index of the token that each cell went to; -1 if the cell was dropped.
         grid: the grid of cells.
         prefix: [B,P,C], class and register tokens, which are never reduced, or None.
-        codes: int64 [B,N,Q], discrete codes of each token, or None.
+        codes: int64 [B,N,Q], discrete codes of each token, or None; -1 for no code, see `Quantizer`.
         attribution: float [B,N,w*H*W], weight of each cell in each token, or None if `assignment` determines it. The
             cells are those of the token's block of w frames, w in 1..T: the block of a token at `frame` t begins at
             frame w * (t // w). Weights past the end of the video are 0. A method that resamples each frame separately
@@ -152,8 +152,8 @@ class Tokens:
             if features.ndim != 5:
                 raise ValueError(f"features must be [B,T,H,W,C] if no grid is given, got {list(features.shape)}")
             grid = Grid(*features.shape[1:4])
-        B, C = features.shape[0], features.shape[-1]
-        features = features.reshape(B, -1, C)
+        B = features.shape[0]
+        features = features.flatten(1, -2)
         if features.shape[1] != grid.cells:
             raise ValueError(f"the grid has {grid.cells} cells, the features have {features.shape[1]}")
         mask = grid.cell_mask(B, features.device)
@@ -254,6 +254,13 @@ class Tokens:
         own = torch.arange(self.N, device=self.device)
         return index.masked_fill(index == own, -1)
 
+    def has_full_grid(self) -> bool:
+        """Returns whether there is one token per cell, in their order. Reads the data."""
+        if self.grid.cells != self.N:
+            return False
+        index = torch.arange(self.N, device=self.device)
+        return bool(((self.assignment == index) | ~self.mask).all())
+
     def require_full_grid(self, caller: str) -> Tokens:
         """Returns these tokens if there is one per cell. While compiling, only the number of tokens is checked.
 
@@ -263,10 +270,9 @@ class Tokens:
         Raises:
             ValueError: tokens were dropped or merged.
         """
-        index = torch.arange(self.grid.cells, device=self.device)
         full = self.grid.cells == self.N
         if full and not torch.compiler.is_compiling():
-            full = bool(((self.assignment == index) | ~self.mask).all())
+            full = self.has_full_grid()
         if not full:
             raise ValueError(f"{caller} works on whole frames: put it before methods that drop or merge tokens")
         return self

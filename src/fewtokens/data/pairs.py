@@ -1,4 +1,4 @@
-"""Pairs of frames for pre-training: two frames of a video, two crops of a frame, or a single frame.
+"""Samples of unlabeled videos: two frames of a video, two crops of a frame, a single frame, or a clip.
 
 A sample and the seed of its mask depend only on the seed, the epoch and the index (see `fewtokens.data.clips`), not
 on the batch or the worker.
@@ -20,7 +20,7 @@ from fewtokens.data.clips import combine_seeds
 from fewtokens.data.footage import Footage, describe_error, read_frames
 from fewtokens.data.transforms import random_box, resize
 
-MODES = ("pair", "crops", "frame")
+MODES = ("pair", "crops", "frame", "clip")
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,17 @@ class Pairing:
 
     Attributes:
         mode: "pair": two frames of a video with the same crop and flip. "crops": the source is a crop of one frame and
-            the target a crop of the source, flipped independently (CropMAE). "frame": one frame.
+            the target a crop of the source, flipped independently (CropMAE). "frame": one frame. "clip": `length`
+            frames with the same crop and flip.
         size: side of the output in pixels (bicubic, antialiased).
-        min_gap, max_gap: range of the distance of source and target in frames; 0 and 0 is the same frame twice. The
-            code of Token Bottleneck uses 1 to 96, its paper 4 to 96.
+        min_gap, max_gap: range of the distance of source and target in frames, or of consecutive frames of a clip; 0
+            and 0 is the same frame twice. The code of Token Bottleneck uses 1 to 96, its paper 4 to 96.
         area: range of the area of a crop, as a fraction of the frame.
         local: range of the area of the target of "crops", as a fraction of the source.
         flip: probability of a horizontal flip.
         repeats: samples per decoded video (repeated sampling).
         short: length in pixels to which the short side is resized before the crop; 0 keeps the original size.
+        length: number of frames of a clip. A shorter video repeats its last frame.
     """
 
     mode: str = "pair"
@@ -49,6 +51,7 @@ class Pairing:
     flip: float = 0.5
     repeats: int = 1
     short: int = 0
+    length: int = 1
 
     def __post_init__(self) -> None:
         for name in ("area", "local"):
@@ -60,13 +63,13 @@ class Pairing:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if not 0 <= self.min_gap <= self.max_gap:
             raise ValueError(f"gaps must be 0 <= min_gap <= max_gap, got {self.min_gap} and {self.max_gap}")
-        if self.size < 1 or self.repeats < 1 or self.short < 0 or not 0 <= self.flip <= 1:
-            raise ValueError("size and repeats must be at least 1, short at least 0, flip a probability")
+        if min(self.size, self.repeats, self.length) < 1 or self.short < 0 or not 0 <= self.flip <= 1:
+            raise ValueError("size, repeats and length must be at least 1, short at least 0, flip a probability")
 
     @property
     def frames(self) -> int:
         """The number of frames per sample."""
-        return 1 if self.mode == "frame" else 2
+        return {"frame": 1, "clip": self.length}.get(self.mode, 2)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,18 @@ def sample_pair(length: int, min_gap: int, max_gap: int, generator: torch.Genera
     return [start, start + gap]
 
 
+def sample_clip(video_length: int, length: int, min_gap: int, max_gap: int, generator: torch.Generator) -> list[int]:
+    """Samples the indices of `length` evenly spaced frames in a video of `video_length` frames.
+
+    The gap is uniform in [min_gap, max_gap], with both limits clamped to the largest gap that fits; at least 1. A
+    video with fewer than `length` frames repeats its last one.
+    """
+    longest = max(1, min(max_gap, (video_length - 1) // max(1, length - 1)))
+    gap = _randint(max(1, min(min_gap, longest)), longest, generator)
+    start = _randint(0, max(0, video_length - 1 - gap * (length - 1)), generator)
+    return [min(start + gap * index, video_length - 1) for index in range(length)]
+
+
 class PairData(Dataset[PairSample]):
     """Samples of videos, indexed by (epoch, index) or by index.
 
@@ -133,6 +148,12 @@ class PairData(Dataset[PairSample]):
                     sample_pair(length, pairing.min_gap, pairing.max_gap, generator) for _ in range(pairing.repeats)
                 ]
                 return [n for pair in pairs for n in pair]
+            if pairing.mode == "clip":
+                clips = [
+                    sample_clip(length, pairing.length, pairing.min_gap, pairing.max_gap, generator)
+                    for _ in range(pairing.repeats)
+                ]
+                return [n for clip in clips for n in clip]
             return [_randint(0, length - 1, generator) for _ in range(pairing.repeats)]
 
         try:
@@ -185,9 +206,8 @@ def first_valid_sample(data: PairData, tries: int = 64) -> PairSample:
         if sample.frames is not None:
             return sample
         errors.append(sample.broken)
-    raise ValueError(
-        f"none of {len(indices)} videos can be used; the first: {errors[0]}. Videos must have at least two frames"
-    )
+    hint = ". Videos must have at least two frames" if data.pairing.mode == "pair" else ""
+    raise ValueError(f"none of {len(indices)} videos can be used; the first: {errors[0]}{hint}")
 
 
 def _random_crop(frames: Tensor, area: tuple[float, float], size: int, generator: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ _COLORS = (
     "#2458a6", "#d1495b", "#2e8b57", "#e08e0b", "#7b3fa0", "#0a9396",
     "#b5179e", "#6a994e", "#8d5a3b", "#00b4d8", "#b8950b", "#3a0ca3",
 )  # fmt: skip
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h")
 # One row of twelve colors for each marker. Append new methods at the end: the position is the look.
 _METHODS = (
     "kmeans", "tome", "rlt", "evs", "dpc_knn", "token_dynamics",
@@ -31,8 +31,9 @@ _METHODS = (
     "length_embedding", "linvt", "llama_vid", "pool_mlp", "ppllava", "storm",
     "fastv", "pyramid_drop", "dycoke_cache", "cls_attention", "framefusion_cascade", "holitom_inner",
     "sparsevlm", "attention_topk", "vispruner", "cdpruner", "dart", "pixelprune",
-    "prumerge", "pvc", "vista_llama", "langdc",
-    "fsq", "lfq", "bsq", "vq", "residual_vq", "product_vq",
+    "prumerge", "pvc", "vista_llama", "langdc", "fsq", "lfq", "bsq", "vq", "residual_vq", "product_vq",
+    "multi_scale_vq", "gaussian", "tail_drop", "learned_queries", "deformable_queries", "stochastic_vq",
+    "attention_vq", "frozen_vq", "position_vq", "dual_vq", "grouped_residual_vq", "bottleneck",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 

@@ -77,7 +77,7 @@ class PretrainingRecipe(Settings):
         """The settings for sampling frames from videos."""
         return Pairing(
             mode=_MODES.get(self.objective, "pair"),
-            **{each.name: getattr(self, each.name) for each in fields(Pairing) if each.name != "mode"},
+            **{each.name: getattr(self, each.name) for each in fields(Pairing) if each.name not in ("mode", "length")},
         )
 
     def config(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -108,15 +109,25 @@ class Lpips(nn.Module):
             raise ValueError(f"images must be [n,3,H,W] of equal shape, got {list(x.shape)} and {list(y.shape)}")
         if min(x.shape[-2:]) < self.smallest:
             raise ValueError(f"LPIPS requires images of at least {self.smallest} pixels, got {x.shape[3]}x{x.shape[2]}")
-        both = (torch.cat([x, y]) - self.mean) / self.std
-        distance = x.new_zeros(len(x))
+        return self.distance(self.stages(x), self.stages(y))
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """The features of the five layers, [n,C,h,w] each, of images [n,3,H,W] in 0..1."""
+        x = (x - self.mean) / self.std
+        features = []
         for index, layer in enumerate(self.features):
-            both = layer(both)
+            x = layer(x)
             if index in self.layers:
-                a, b = F.normalize(both, dim=1, eps=1e-10).chunk(2)
-                weight = self.heads[self.layers.index(index)]
-                distance = distance + ((a - b).square() * weight[:, None, None]).sum(1).mean((1, 2))
-        return distance
+                features.append(x)
+        return features
+
+    def distance(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
+        """Distances [n] of the features of two images."""
+        total = x[0].new_zeros(len(x[0]))
+        for a, b, weight in zip(x, y, self.heads, strict=True):
+            difference = F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)
+            total = total + (difference.square() * weight[:, None, None]).sum(1).mean((1, 2))
+        return total
 
 
 def lpips(original: Tensor, reconstruction: Tensor, model: Lpips) -> Tensor:

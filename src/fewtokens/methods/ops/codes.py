@@ -1,8 +1,10 @@
-"""Parts that quantizers share: the library of codebooks, projections, straight-through values, entropies of bits."""
+"""Parts that quantizers share: the library of codebooks, projections, straight-through values, entropies, usage."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +38,43 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     return projected.float()
 
 
+def real_rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows [n,D] of x [B,N,D] that are not padding."""
+    return x.flatten(0, 1) if mask is None else x[mask]
+
+
 def straight_through(value: Tensor, differentiable: Tensor) -> Tensor:
     """Returns `value` with the gradient of `differentiable`, bit for bit: x + (value - x) would round."""
     return value.detach() + (differentiable - differentiable.detach())
+
+
+class Usage(NamedTuple):
+    """How many entries of the codebooks are used, see `usage`.
+
+    Attributes:
+        share: float64 [Q], the fraction of the entries that occur, in [0, 1].
+        perplexity: float64 [Q], exp of the entropy of the codes in nats: the number of entries that, used equally
+            often, would have this entropy; 0 if there are no codes.
+    """
+
+    share: Tensor
+    perplexity: Tensor
+
+
+def usage(codes: Tensor, sizes: Sequence[int], mask: Tensor | None = None) -> Usage:
+    """Measures how many entries of each codebook are used: a book of which few are has collapsed.
+
+    Args:
+        codes: int64 [B,N,Q]; -1, no code, is not counted.
+        sizes: the size of each of the Q codebooks, `Quantizer.codebook_sizes`.
+        mask: bool [B,N], False for padding. None for no padding.
+    """
+    real = real_rows(codes, mask)
+    counts = [level[level >= 0].unique(return_counts=True)[1].double() for level in real.unbind(1)]
+    shares = [len(count) / size for count, size in zip(counts, sizes, strict=True)]
+    entropies = [-(count / count.sum() * (count / count.sum()).log()).sum() for count in counts]
+    perplexities = [entropy.exp() if len(count) else entropy for count, entropy in zip(counts, entropies, strict=True)]
+    return Usage(torch.tensor(shares, dtype=torch.float64, device=codes.device), torch.stack(perplexities))
 
 
 def check_bits(num_bits: int, group: int) -> None:
@@ -55,8 +91,9 @@ def signs_to_codes(signs: Tensor) -> Tensor:
 
 
 def codes_to_signs(codes: Tensor, num_bits: int) -> Tensor:
-    """The inverse of `signs_to_codes`: +1 and -1, float32 [B,N,K]."""
-    return ((codes >> torch.arange(num_bits, device=codes.device)) & 1).float() * 2 - 1
+    """The inverse of `signs_to_codes`: +1 and -1, float32 [B,N,K]; 0 for the code -1."""
+    signs = ((codes >> torch.arange(num_bits, device=codes.device)) & 1).float() * 2 - 1
+    return signs.masked_fill(codes < 0, 0)
 
 
 def bit_entropies(logits: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -82,7 +119,20 @@ def bit_entropies(logits: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return sample, batch
 
 
-def check_codebook(size: int, code_dim: int, decay: float, restart: float) -> None:
+def orthogonality(entry: Tensor) -> Tensor:
+    """The mean squared cosine between the entries of different codebooks, the penalty of FQGAN (arXiv 2411.16681).
+
+    1 for equal entries, 0 for orthogonal ones, and 1/D in expectation for random ones.
+
+    Args:
+        entry: [n,G,D], the entries of each token in at least two codebooks.
+    """
+    x = F.normalize(entry, dim=-1)
+    first, second = torch.triu_indices(x.shape[1], x.shape[1], 1, device=x.device)
+    return (x[:, first] * x[:, second]).sum(-1).square().mean()
+
+
+def check_codebook(size: int, code_dim: int, decay: float = 0.99, restart: float = 0.0) -> None:
     """Raises ValueError if an argument of a learned codebook is out of range."""
     if size < 2:
         raise ValueError(f"size must be at least 2 entries, got {size}")
@@ -95,9 +145,9 @@ def check_codebook(size: int, code_dim: int, decay: float, restart: float) -> No
 
 
 def entries(codebook: nn.Module, codes: Tensor) -> Tensor:
-    """The entries of a codebook of the library at codes [...], float32 [...,D]."""
-    found: Tensor = codebook.get_output_from_indices(codes)  # type: ignore[operator]
-    return found.float()
+    """The entries of a codebook of the library at codes [...], float32 [...,D]; 0 for the code -1."""
+    found: Tensor = codebook.get_output_from_indices(codes.clamp(min=0))  # type: ignore[operator]
+    return found.float().masked_fill(codes[..., None] < 0, 0)
 
 
 def quantize_with(

@@ -12,6 +12,7 @@ from fewtokens.methods.ops.codes import (
     codes_to_signs,
     project,
     projection,
+    real_rows,
     signs_to_codes,
     straight_through,
 )
@@ -65,7 +66,7 @@ class Bsq(Quantizer):
         codes = signs_to_codes(x)
         losses = {}
         if self.training:
-            real = x.flatten(0, 1) if mask is None else x[mask]
+            real = real_rows(x, mask)
             # Log odds of a bit: the two codes that differ in it have the logits +-2 u_i / sqrt(K).
             sample, batch = bit_entropies(4 * real * self.num_bits**-0.5, self.group)
             losses["entropy"] = self.entropy * (sample - self.diversity * batch)

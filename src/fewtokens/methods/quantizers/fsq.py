@@ -61,8 +61,13 @@ class Fsq(Quantizer):
         x = project(self.project_in, features).unflatten(-1, (self.groups, -1))
         rounded = self.scalars.quantize(x)
         codes = self.scalars.codes_to_indices(rounded).long()
-        values = straight_through(self.scalars._indices_to_codes(codes), rounded)
+        values = straight_through(self._values(codes), rounded)
         return Quantized(project(self.project_out, values.flatten(2)), codes, {})
 
     def lookup(self, codes: Tensor) -> Tensor:
-        return project(self.project_out, self.scalars._indices_to_codes(codes).flatten(2))
+        return project(self.project_out, self._values(codes).flatten(2))
+
+    def _values(self, codes: Tensor) -> Tensor:
+        """The values of the channels of each group, [B,N,groups,levels]; 0 for the code -1."""
+        values: Tensor = self.scalars._indices_to_codes(codes.clamp(min=0))
+        return values.masked_fill(codes[..., None] < 0, 0)

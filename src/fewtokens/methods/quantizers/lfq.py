@@ -11,6 +11,7 @@ from fewtokens.methods.ops.codes import (
     codes_to_signs,
     project,
     projection,
+    real_rows,
     signs_to_codes,
     straight_through,
 )
@@ -69,7 +70,7 @@ class Lfq(Quantizer):
         codes = signs_to_codes(x)
         losses = {}
         if self.training:
-            real = x.flatten(0, 1) if mask is None else x[mask]
+            real = real_rows(x, mask)
             sample, batch = bit_entropies(_SHARPNESS * real, self.group)
             losses["entropy"] = self.entropy * (sample - self.diversity * batch)
             losses["commitment"] = self.commitment * (real - real.sign().detach()).square().mean()

@@ -12,9 +12,11 @@ from fewtokens.methods.ops.codes import (
     check_codebook,
     entries,
     library,
+    orthogonality,
     project,
     projection,
     quantize_with,
+    real_rows,
     straight_through,
 )
 
@@ -22,8 +24,9 @@ from fewtokens.methods.ops.codes import (
 class ProductVq(Quantizer):
     """Splits the channels of a token into groups and quantizes each with a separate codebook.
 
-    Product quantization (Jegou et al., 2011, doi 10.1109/TPAMI.2010.57), as in FQGAN (arXiv 2411.16681) without its
-    losses between the codebooks.
+    Product quantization (Jegou et al., 2011, doi 10.1109/TPAMI.2010.57), as in FQGAN (arXiv 2411.16681). Its penalty
+    on similar entries is an option. Here entries are moving means of tokens (decay 0.99), so the penalty acts on the
+    tokens that choose them. The losses on features of a teacher are those of a tokenizer.
 
     Args:
         size: number of entries of each codebook, at least 2. Default: 1024.
@@ -32,7 +35,8 @@ class ProductVq(Quantizer):
             Default: 2.
         code_dim: channels of an entry. Default: 8.
         cosine: whether entries are compared by cosine instead of Euclidean distance. Default: True.
-        decay: of the moving mean, in (0, 1). Default: 0.99.
+        orthogonality: weight of the mean squared cosine between the entries of a token; requires at least two groups.
+            Default: 0.
         restart: moving number of tokens below which an entry restarts, at least 0. Default: 1; 0 for never.
         checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
@@ -50,19 +54,21 @@ class ProductVq(Quantizer):
         groups: int = 2,
         code_dim: int = 8,
         cosine: bool = True,
-        decay: float = 0.99,
         restart: float = 1.0,
+        orthogonality: float = 0.0,
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        check_codebook(size, code_dim, decay, restart)
+        check_codebook(size, code_dim, restart=restart)
         if not 1 <= groups <= dim:
             raise ValueError(f"groups must be in 1..{dim}, the number of channels, got {groups}")
+        if orthogonality and groups < 2:
+            raise ValueError(f"orthogonality requires at least two groups, got groups={groups}")
         self.size, self.dim, self.groups, self.code_dim, self.cosine = size, dim, groups, code_dim, cosine
-        self.decay, self.restart, self.checkpoint = decay, restart, checkpoint
+        self.restart, self.orthogonality, self.checkpoint = restart, orthogonality, checkpoint
         self.codebooks = nn.ModuleList(
             library().VectorQuantize(
-                code_dim, size, use_cosine_sim=cosine, decay=decay,
+                code_dim, size, use_cosine_sim=cosine, decay=0.99,
                 threshold_ema_dead_code=restart, commitment_weight=0.25, rotation_trick=False,
             )
             for _ in range(groups)
@@ -85,7 +91,17 @@ class ProductVq(Quantizer):
         ]
         codes = torch.stack([code for _, code, _ in parts], -1)
         losses = {name: torch.stack([loss[name] for _, _, loss in parts]).sum() for name in parts[0][2]}
-        return Quantized(straight_through(self.lookup(codes), self._join([x for x, _, _ in parts])), codes, losses)
+        quantized = [x for x, _, _ in parts]
+        if self.training and self.orthogonality:
+            stacked = real_rows(torch.stack(quantized, -2), mask)
+            losses["orthogonality"] = self.orthogonality * orthogonality(stacked)
+        # The values of the entries as they are after the step, so that `lookup` gives the same bits and the gradient of
+        # the projection is that of the features returned.
+        values = [
+            straight_through(entries(codebook, code), x)
+            for codebook, (x, code, _) in zip(self.codebooks, parts, strict=True)
+        ]
+        return Quantized(self._join(values), codes, losses)
 
     def lookup(self, codes: Tensor) -> Tensor:
         parts = zip(self.codebooks, codes.unbind(-1), strict=True)

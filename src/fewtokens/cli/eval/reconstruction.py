@@ -1,0 +1,146 @@
+"""`fewtokens eval reconstruction`: what tokenizers keep of videos per bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fewtokens.cli.command import verb
+from fewtokens.cli.console import log, out
+from fewtokens.cli.errors import check_exists
+from fewtokens.cli.options import INPUT, OUTPUT, PROTOCOL, DeviceOption, JsonOption
+from fewtokens.cli.progress import progress
+from fewtokens.cli.tables import print_json, table
+
+_CODECS = ("x264", "x265")
+_COLUMNS = ("bits_per_pixel", "psnr", "ssim", "temporal_error", "usage", "encode_fps", "decode_fps")
+
+
+@verb(
+    "fewtokens eval reconstruction videos/ --tokenizers run/tokenizer",
+    "fewtokens eval reconstruction clip.mp4 other.mp4 --tokenizers a/tokenizer,b/tokenizer --frames 9 --size 64 "
+    "--out compare",
+)
+def reconstruction(
+    videos: Annotated[list[Path], typer.Argument(help="Videos, folders of videos, .npy frames, tars or lists.")],
+    tokenizers: Annotated[
+        str,
+        typer.Option("--tokenizers", help="Comma-separated folders of trained tokenizers.", rich_help_panel=PROTOCOL),
+    ],
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Frames of a clip.", rich_help_panel=INPUT)] = 17,
+    size: Annotated[int, typer.Option("--size", min=1, help="Side of a clip, in pixels.", rich_help_panel=INPUT)] = 128,
+    gap: Annotated[
+        int, typer.Option("--gap", min=1, help="Distance of the frames of a clip, in frames.", rich_help_panel=INPUT)
+    ] = 1,
+    clips: Annotated[
+        int, typer.Option("--clips", min=1, help="Clips of each video, evenly spaced.", rich_help_panel=INPUT)
+    ] = 1,
+    codecs: Annotated[
+        str,
+        typer.Option(
+            "--codecs", help='Codecs to compare with at the same bits; "" for none.', rich_help_panel=PROTOCOL
+        ),
+    ] = "x264,x265",
+    device: DeviceOption = "auto",
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Folder for results.json, rate_distortion.png and clips.png.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score what tokenizers keep of videos: PSNR, SSIM and error over time, at the bits of their codes.
+
+    Each tokenizer is compared with x264, x265 and area pooling at the same bits, and with the mean frame. The bits of
+    codecs are those of the raw stream without headers, which the results list separately.
+    """
+    from fewtokens.cli.pipelines import comma_separated
+
+    names = comma_separated(tokenizers)
+    chosen = comma_separated(codecs) if codecs else []
+    if not names:
+        raise ValueError("--tokenizers must name at least one folder of a tokenizer")
+    if unknown := sorted(set(chosen) - set(_CODECS)):
+        raise ValueError(f"--codecs must be of {', '.join(_CODECS)}, got {', '.join(unknown)}")
+    for video in videos:
+        check_exists(video)
+    from fewtokens.core.files import write_text
+    from fewtokens.data.footage import find_footage
+    from fewtokens.evaluation.reconstruction.compare import ClipProtocol, compare, read_clips
+    from fewtokens.tokenizers.load import load_tokenizer
+
+    loaded = [(_label(name, names), load_tokenizer(name, device=device)) for name in names]
+    protocol = ClipProtocol(frames, size, gap, clips)
+    read, broken = read_clips([item for video in videos for item in find_footage(video).items], protocol)
+    for line in broken:
+        log.print(f"[yellow]skipped[/yellow] {escape(line)}", soft_wrap=True)
+    if not read:
+        raise ValueError(f"no video has a clip of {frames} frames with gap {gap}; use a smaller --frames")
+    with progress("reconstruction", len(read) * len(loaded)) as advance:
+        done = 0
+
+        def step(index: int, total: int, name: str) -> None:
+            nonlocal done
+            done += 1
+            advance(done, len(read) * len(loaded), Path(name).name)
+
+        result = compare(loaded, read, protocol, codecs=chosen, curves=folder is not None, progress=step)
+    result["skipped"] = broken
+    if folder is not None:
+        from fewtokens.cli.tables import to_json
+
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "results.json", to_json(result))
+        _draw(folder, loaded, read, result)
+    if as_json:
+        print_json(result)
+        return
+    rows = [
+        {"name": row["name"], "bits of": row["at"], **{name: row.get(name) for name in _COLUMNS}}
+        for row in result["rows"]
+        if not str(row["at"]).startswith("crf=")
+    ]
+    out.print(table(f"{len(read)} clips of {frames} x {size} x {size}", rows))
+    if any(row.get("above_target") for row in result["rows"] if row["kind"] == "codec"):
+        out.print("[dim]Some clips are above the bits of the tokenizer: a codec does not reach so low a rate.[/dim]")
+    if folder is not None:
+        out.print(f"[bold]Results[/bold]  {escape(str(folder))}", highlight=False)
+
+
+def _label(name: str, names: list[str]) -> str:
+    """The shortest part of a path that tells it from the others: run for run/tokenizer."""
+    path = Path(name)
+    short = path.parent.name if path.name == "tokenizer" and path.parent.name else path.name
+    labels = [Path(n).parent.name if Path(n).name == "tokenizer" else Path(n).name for n in names]
+    return short if labels.count(short) == 1 else name
+
+
+def _draw(folder: Path, loaded: Any, clips: Any, result: dict[str, Any]) -> None:
+    import torch
+
+    from fewtokens.evaluation.reconstruction.rate_distortion import RatePoint
+    from fewtokens.show.rate_distortion import draw_rate_distortion
+    from fewtokens.show.strips import draw_strips
+
+    points = [
+        RatePoint(row["name"], row["bits_per_pixel"], {"psnr": row["psnr"]})
+        for row in result["rows"]
+        if row["kind"] == "tokenizer" or row["name"] in ("area_pooling", "mean_frame") or "crf" in str(row["at"])
+    ]
+    settings = result["protocol"]
+    caption = (
+        f"{settings['num_clips']} clips of {settings['frames']} x {settings['size']} x {settings['size']}; bits of "
+        "codes by formula, of codecs without headers. Area pooling has the bits of each tokenizer."
+    )
+    draw_rate_distortion(points, "psnr", folder / "rate_distortion.png", caption=caption)
+    shown = clips[:8]
+    middle = len(shown[0].frames) // 2
+    rows = [("original", torch.stack([clip.frames[middle] for clip in shown]))]
+    for name, tokenizer in loaded:
+        decoded = [tokenizer.decode(tokenizer.encode(clip.frames))[0, middle].cpu() for clip in shown]
+        rows.append((name[-18:], (torch.stack(decoded) * 255).round().byte()))
+    draw_strips(rows, folder / "clips.png", title="Reconstructions", caption="The middle frame of the first clips.")

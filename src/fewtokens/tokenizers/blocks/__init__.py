@@ -1,0 +1,1 @@
+"""Modules that encoders and decoders of tokenizers share."""

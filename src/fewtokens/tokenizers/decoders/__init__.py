@@ -1,0 +1,1 @@
+"""Decoders of tokenizers, one file each."""

@@ -1,0 +1,1 @@
+"""Tokenizers of papers, one file each."""

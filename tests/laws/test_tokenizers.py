@@ -1,0 +1,139 @@
+"""Laws of all presets of tokenizers, at their tiny size: T1 to T6 and T9 of their common contract."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from fewtokens.tokenizers import Tokenizer, create_tokenizer, get_preset, list_tokenizers
+from fewtokens.tokenizers.parts import to_signed
+from fewtokens.video import synthetic
+
+NAMES = list_tokenizers()
+
+
+@cache
+def build(name: str) -> Tokenizer:
+    torch.manual_seed(0)
+    return create_tokenizer(name, tiny=True).eval()
+
+
+def clips(name: str, count: int = 2) -> torch.Tensor:
+    """Different clips of the tiny size, uint8 [count,T,3,H,W]."""
+    frames, height, width = get_preset(name).tiny_clip
+    kinds = ("pan", "shapes", "noise")[:count]
+    return torch.stack([synthetic(kind, frames=frames, size=(height, width)).frames for kind in kinds])
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestTokenizer:
+    def test_layout_and_bits(self, name):
+        """T1: counts and bits are those of the layout, for the tiny clip and for sizes that do not fit."""
+        tokenizer = build(name)
+        T, height, width = get_preset(name).tiny_clip
+        for size in ((T, height, width), (T, height - 1, width - 3), (1, height, width)):
+            video = clips(name, 1)[:, : size[0], :, : size[1], : size[2]]
+            tokens, layout = tokenizer.encode(video), tokenizer.layout(*size)
+            assert tokenizer.decode(tokens).shape == video.shape
+            assert tokens.grid.shape == layout.grid
+            if layout.tokens is not None:
+                assert int(tokens.count.sum()) == layout.tokens
+                assert float(tokenizer.bits(tokens).sum()) == pytest.approx(layout.bits)
+
+    def test_the_decoder_reads_tokens_only(self, name):
+        """T2: features are restored from codes; T5: exchanging the tokens of two clips exchanges the outputs."""
+        tokenizer = build(name)
+        tokens = tokenizer.encode(clips(name))
+        decoded = tokenizer.decode(tokens)
+        swapped = tokenizer.decode(tokens.select([1, 0]).replace(meta=tokens.meta))
+        torch.testing.assert_close(swapped, decoded.flip(0), atol=1e-4, rtol=1e-4)
+        if tokenizer.quantizer is not None:
+            again = tokenizer.decode(tokens.replace(features=torch.zeros_like(tokens.features)))
+            assert torch.equal(again, decoded)
+        if bool((decoded[0] != decoded[1]).any()):
+            assert not torch.equal(tokens[0].features, tokens[1].features)
+
+    def test_gradients_and_frozen_parts(self, name):
+        """T3: every trained parameter gets a finite gradient, the first ones of the encoder a non-zero one; frozen
+        parts do not change."""
+        torch.manual_seed(0)
+        tokenizer = create_tokenizer(name, tiny=True).train()
+        frames = clips(name)
+        trained = {n: p for n, p in tokenizer.named_parameters() if p.requires_grad}
+        frozen = {n: p.clone() for n, p in tokenizer.named_parameters() if not p.requires_grad}
+        optimizer = torch.optim.SGD(trained.values(), 1e-3)
+        first = next((p for n, p in trained.items() if n.startswith("pipeline")), None)
+        largest = 0.0
+        for _ in range(3):
+            step = tokenizer(frames)
+            losses = list(step.losses.values())
+            if step.frames is not None:
+                losses.append((step.frames - to_signed(frames)).square().mean())
+            optimizer.zero_grad()
+            sum(losses).backward()
+            missing = [n for n, p in trained.items() if p.grad is None or not bool(p.grad.isfinite().all())]
+            assert not missing
+            if first is not None:
+                largest = max(largest, float(first.grad.abs().max()))
+            optimizer.step()
+        assert first is None or largest > 0
+        parameters = dict(tokenizer.named_parameters())
+        for n, value in frozen.items():
+            assert torch.equal(parameters[n], value), n
+
+    def test_codes_are_in_range(self, name):
+        """T4, for a clip of constant color and for one frame too."""
+        tokenizer = build(name)
+        if tokenizer.quantizer is None:
+            pytest.skip("continuous tokens")
+        frames = clips(name, 3)
+        for video in (frames, torch.zeros_like(frames), frames[:, :1]):
+            tokens = tokenizer.encode(video)
+            assert tokens.features.isfinite().all()
+            for codes, size in zip(tokens.codes.unbind(-1), tokenizer.quantizer.codebook_sizes, strict=True):
+                assert -1 <= int(codes.min()) <= int(codes.max()) < size
+            assert tokenizer.decode(tokens).isfinite().all()
+
+    def test_causality(self, name):
+        """T6: a change of the last frames changes no earlier cell of the encoder, nor earlier frames of the decoder."""
+        tokenizer = build(name)
+        encoder, decoder = tokenizer.encoder, tokenizer.decoder
+        if not encoder.causal:
+            pytest.skip("not causal")
+        frames = to_signed(clips(name, 1)).transpose(1, 2)
+        changed = frames.clone()
+        changed[:, :, -1] = -changed[:, :, -1]
+        before, after = encoder.latents(frames), encoder.latents(changed)
+        if before.shape[2] > 1:
+            assert torch.equal(before[:, :, :-1], after[:, :, :-1])
+        assert not torch.equal(before[:, :, -1], after[:, :, -1])
+        if decoder.causal and before.shape[2] > 1:
+            tokens = tokenizer.encode(clips(name, 1))
+            last = tokens.cell // tokens.grid.cells_per_frame == tokens.grid.T - 1
+            other = tokens.replace(
+                features=torch.where(last[..., None], -tokens.features, tokens.features),
+            )
+            a, b = decoder(tokens), decoder(other)
+            kept = decoder.first_frame + (tokens.grid.T - 1 - decoder.first_frame) * decoder.stride[0]
+            assert torch.equal(a[:, :kept], b[:, :kept])
+
+    def test_batch_mates_do_not_matter(self, name):
+        """T9: the codes of a clip alone and in a batch are equal, and features nearly so."""
+        tokenizer = build(name)
+        frames = clips(name, 3)
+        together = tokenizer.encode(frames)
+        for index in range(3):
+            alone = tokenizer.encode(frames[index])
+            if together.codes is not None:
+                assert torch.equal(together[index].codes, alone.codes)
+            else:
+                torch.testing.assert_close(together[index].features, alone.features, atol=1e-4, rtol=1e-3)
+
+    def test_it_is_documented(self, name):
+        preset = get_preset(name)
+        assert preset.paper
+        assert preset.license
+        assert preset.differs
+        assert create_tokenizer(name, tiny=True).spec

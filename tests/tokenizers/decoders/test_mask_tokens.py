@@ -1,0 +1,95 @@
+"""The decoder with mask tokens: any size, the order of tokens, missing tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.tokens import Tokens
+from fewtokens.tokenizers import Tokenizer
+
+SPEC = (
+    "tubelet(16, stride=(2, 4, 4)) | learned_queries(6, num_layers=1, heads=2) | fsq((4, 4, 4)) > "
+    "mask_tokens(width=16, stride=(2, 4, 4), num_tokens=6, num_layers=2, heads=2)"
+)
+
+
+def build(spec: str = SPEC) -> Tokenizer:
+    torch.manual_seed(0)
+    return Tokenizer.from_spec(spec).eval()
+
+
+def video(T: int = 4, height: int = 8, width: int = 12) -> torch.Tensor:
+    return torch.rand(2, T, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("size", [(2, 4, 4), (4, 8, 12), (5, 7, 13)])
+@pytest.mark.parametrize("positions", ["'sine'", "(2, 2, 3)"])
+def test_the_number_of_tokens_does_not_depend_on_the_size(size, positions):
+    tokenizer = build(SPEC.replace("num_tokens", f"positions={positions}, num_tokens"))
+    tokens = tokenizer.encode(video(*size))
+    assert tokens.count.tolist() == [6, 6]
+    assert tokenizer.layout(*size).tokens == 6
+    assert tokenizer.layout(*size).bits == 36  # 6 bits for each token and none for the assignment
+    assert tokenizer.decode(tokens).shape == (2, size[0], 3, *size[1:])
+
+
+@torch.no_grad()
+def test_tokens_are_a_sequence():
+    tokenizer = build()
+    tokens = tokenizer.encode(video())
+    swapped = tokens.codes[:, [1, 0, 2, 3, 4, 5]]
+    assert not torch.equal(tokens.codes, swapped)
+    assert not torch.allclose(tokenizer.decode(tokens), tokenizer.decode(tokens.replace(codes=swapped)), atol=1e-4)
+    exchanged = tokenizer.decode(tokens.replace(codes=tokens.codes.flip(0)))
+    assert torch.equal(exchanged, tokenizer.decode(tokens).flip(0))
+
+
+@torch.no_grad()
+def test_missing_tokens_are_the_same_in_all_forms():
+    """A shorter sequence, padding and codes of -1."""
+    decoder = build().decoder
+    features, codes = torch.randn(1, 6, 16), torch.zeros(1, 6, 1, dtype=torch.long)
+
+    def decode(n: int, mask: torch.Tensor | None = None, codes: torch.Tensor | None = None) -> torch.Tensor:
+        grid = Grid(2, 2, 3)
+        mask = torch.ones(1, n, dtype=torch.bool) if mask is None else mask
+        assignment = torch.zeros(1, 12, dtype=torch.long)
+        ones = mask.float()
+        return decoder(Tokens(features[:, :n], torch.zeros(1, n, 3), ones, mask, assignment, grid, codes=codes))
+
+    short = decode(4)
+    assert torch.equal(short, decode(6, torch.arange(6)[None] < 4))
+    assert torch.equal(short, decode(6, codes=codes.masked_fill(torch.arange(6)[None, :, None] >= 4, -1)))
+    assert not torch.allclose(short, decode(6, codes=codes), atol=1e-4)
+
+
+def test_gradients_reach_every_parameter():
+    tokenizer = build().train()
+    tokens = tokenizer._encode(video())
+    tokens = tokens.replace(codes=torch.cat([tokens.codes[:, :5], torch.full_like(tokens.codes[:, 5:], -1)], 1))
+    tokenizer.decoder(tokens).square().sum().backward()
+    for name, parameter in tokenizer.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().max()) > 0, name
+
+
+def test_too_many_tokens():
+    tokenizer = build(SPEC.replace("num_tokens=6", "num_tokens=5"))
+    with pytest.raises(ValueError, match="built for 5 tokens, got 6"):
+        tokenizer.decode(tokenizer.encode(video()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("num_tokens=0", "num_tokens and num_layers"),
+        ("heads=5", "heads must divide"),
+        ("positions='rotary'", "positions must be sine"),
+        ("positions=(2, 2)", "positions must be T, H and W"),
+    ],
+)
+def test_invalid_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(f"tubelet(16) > mask_tokens({arguments})")
