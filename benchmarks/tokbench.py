@@ -4,9 +4,9 @@
     python benchmarks/tokbench.py DATA easyocr_en_models/models/english_g2.pth
 
 DATA holds real/text (two terminals, a page, a clock) with text_gt.json. Of the package only the weights of the
-recognizer are used; its network is below, so neither EasyOCR nor torchvision is needed. About 80
-seconds of CPU time. Expected: x264 at 0.1 bits per pixel is close to resizing only at 1024 pixels, at 0.02 almost
-nothing is read, and small text is lost first; area pooling at the highest rate keeps no text.
+recognizer are used; its network is below, so neither EasyOCR nor torchvision is needed. About 80 seconds
+of CPU time. Expected: at 1024 pixels, x264 with 0.1 bits per pixel is close to resizing only, and with 0.02 most text
+is lost; area pooling at the highest rate keeps none.
 """
 
 from __future__ import annotations
@@ -183,9 +183,9 @@ def main(data: Path, weights: Path, rates: list[float]) -> None:
         "python benchmarks/tokbench.py DATA english_g2.pth",
         tables,
         "T-ACC: fraction of texts read exactly, without spaces; T-NED: 1 minus the normalized edit distance; both 0 to "
-        "1. The first of each is the mean over the bins by relative size, the others are the bins, smallest text first, "
-        "with the number of texts. The recognizer is that of EasyOCR (english_g2), not TokBench's docTR, and the "
-        f"recordings are ours: two terminals, a page and a clock, {FRAMES} frames of each, with text read by a person. "
+        "1. The first of each is the mean over the bins by relative size, the others are the bins, smallest text "
+        "first, with the number of texts. The recognizer is that of EasyOCR (english_g2), not TokBench's docTR, and "
+        f"the recordings are ours: two terminals, a page and a clock, {FRAMES} frames of each, with text read by a person. "
         "Not comparable with published TokBench numbers. x264 has the preset medium; names end in the target in bits "
         "per pixel, and headers do not count.",
     )

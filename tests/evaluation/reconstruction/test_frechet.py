@@ -100,6 +100,7 @@ def test_random_features_order_distortions():
     assert distance(videos) == pytest.approx(0, abs=1e-9)
     assert 0 < distance(videos + 0.02 * noise) < distance(videos + 0.05 * noise) < distance(videos + 0.2 * noise)
     assert distance(shuffled) > 1e-4
+    assert distance(videos * 9 - 4) == distance((videos * 9 - 4).clamp(0, 1)) > 0  # clamped
     assert distance(shuffled, seed=1) != distance(shuffled)
 
 

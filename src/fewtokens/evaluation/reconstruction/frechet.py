@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from fewtokens.evaluation.reconstruction.weights import (
     read_weights,
 )
 
-# Features [n,D] of videos [B,T,3,H,W] in 0..1.
+# Features [n,D] of videos [B,T,3,H,W] in 0..1, on the device of the videos.
 Features = Callable[[Tensor], Tensor]
 # (originals, reconstructions), each [B,T,3,H,W] in 0..1.
 Pairs = Iterable[tuple[Tensor, Tensor]]
@@ -114,7 +113,7 @@ def frechet_random3d(
     """
     network = Random3D(dim, seed)
     protocol = replace(protocol, extractor=f"random3d(dim={dim}, seed={seed})", extractor_hash=hash_weights(network))
-    return _distance("frechet_random3d", network, pairs, protocol, shrinkage)
+    return _distance("frechet_random3d", lambda x: network.to(x.device)(x), pairs, protocol, shrinkage)
 
 
 def rfvd(
@@ -148,7 +147,7 @@ def rfvd(
         B, T = videos.shape[:2]
         x = F.interpolate(videos.flatten(0, 1), size=(224, 224), mode="bilinear") * 2 - 1
         x = x.reshape(B, T, 3, 224, 224).transpose(1, 2)
-        logits: Tensor = network(x, rescale=False, resize=False, return_features=True)
+        logits: Tensor = network.to(x.device)(x, rescale=False, resize=False, return_features=True)
         return logits
 
     return _distance("rfvd", features, pairs, _with_extractor(protocol, "i3d", path), shrinkage)
@@ -174,10 +173,11 @@ def rfid(
     """
     description = "Inception of 2015, as TorchScript or as the state dict of torch-fidelity, passed as weights"
     path = check_file("rfid", weights, description)
-    network = _inception(path, description)
+    network, options = _inception(path, description)
 
     def features(videos: Tensor) -> Tensor:
-        return network((videos.flatten(0, 1).clamp(0, 1) * 255).round().byte())
+        pooled: Tensor = network.to(videos.device)((videos.flatten(0, 1) * 255).round().byte(), **options)
+        return pooled
 
     return _distance("rfid", features, pairs, _with_extractor(protocol, "inception-2015-12-05", path), shrinkage)
 
@@ -213,7 +213,7 @@ def _distance(name: str, features: Features, pairs: Pairs, protocol: Protocol, s
     for pair in pairs:
         for videos, into in zip(pair, collected, strict=True):
             with torch.no_grad():
-                into.append(features(protocol.select(videos)).double().cpu())
+                into.append(features(protocol.select(videos).float().clamp(0, 1)).double().cpu())
         clips += len(pair[0])
     protocol.check_count(clips)
     a, b = (torch.cat(each) for each in collected)
@@ -235,11 +235,11 @@ def _torchscript(path: Path) -> Any:
         return None
 
 
-def _inception(path: Path, description: str) -> Features:
-    """Features [n,2048] of uint8 images, from a TorchScript file or a state dict."""
+def _inception(path: Path, description: str) -> tuple[Any, dict[str, bool]]:
+    """The network of a TorchScript file or a state dict, and the options with which it returns features."""
     script = _torchscript(path)
     if script is not None:
-        return partial(script, return_features=True)
+        return script, {"return_features": True}
     state = read_weights("rfid", path, description)
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     network = InceptionV3()
@@ -248,7 +248,7 @@ def _inception(path: Path, description: str) -> Features:
     except ValueError as error:
         raise MissingWeights(f"rfid requires {description}; {error}") from None
     network.load_state_dict(state)
-    return network.eval()
+    return network.eval(), {}
 
 
 def _with_extractor(protocol: Protocol, name: str, weights: Path) -> Protocol:
