@@ -185,9 +185,9 @@ def main(data: Path, weights: Path, rates: list[float]) -> None:
         "T-ACC: fraction of texts read exactly, without spaces; T-NED: 1 minus the normalized edit distance; both 0 to "
         "1. The first of each is the mean over the bins by relative size, the others are the bins, smallest text "
         "first, with the number of texts. The recognizer is that of EasyOCR (english_g2), not TokBench's docTR, and "
-        f"the recordings are ours: two terminals, a page and a clock, {FRAMES} frames of each, with text read by a person. "
-        "Not comparable with published TokBench numbers. x264 has the preset medium; names end in the target in bits "
-        "per pixel, and headers do not count.",
+        f"the recordings are ours: two terminals, a page and a clock, {FRAMES} frames of each, with text read by a "
+        "person. Not comparable with published TokBench numbers. x264 has the preset medium; names end in the target "
+        "in bits per pixel, and headers do not count.",
     )
 
 
