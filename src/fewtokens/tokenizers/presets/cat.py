@@ -42,8 +42,15 @@ class Cat(Tokenizer):
             raise ValueError(f"the encoder and decoder must be nested_conv2d, got {self.spec!r}")
         if self.encoder.inner != self.decoder.inner:
             raise ValueError(f"encoder and decoder must have as many inner levels, got {self.spec!r}")
-        self.nested = self.encoder
-        self.policy: Policy = by_jpeg(_JPEG[: self.nested.inner])
+        if self.encoder.inner > len(_JPEG):
+            raise ValueError(f"inner must be 1 or {len(_JPEG)}, got {self.encoder.inner}")
+        self.policy: Policy = by_jpeg(_JPEG[: self.encoder.inner])
+
+    @property
+    def nested(self) -> NestedConv2d:
+        """The encoder."""
+        assert isinstance(self.encoder, NestedConv2d)
+        return self.encoder
 
     def oracle(self, psnr: float) -> Policy:
         """Returns the policy of the fewest tokens whose PSNR in dB is at least `psnr`, where any rate reaches it."""
