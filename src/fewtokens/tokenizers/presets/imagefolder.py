@@ -116,6 +116,8 @@ PRESET = Preset(
         "> mask_tokens(width=96, stride=(1, 8, 8), num_tokens=18, num_layers=3, heads=4)"
     ),
     tiny_clip=(1, 32, 32),
+    window=1,
+    tiny_window=1,
     kind=ImageFolder,
     recipe={"pixel": "l2"},
     paper="ImageFolder: Autoregressive Image Generation with Folded Tokens, arXiv 2410.01756",
