@@ -12,9 +12,8 @@ PARTITION = {
     "frozen_vq", "fsq", "gaussian", "grt", "kmeans", "length_embedding", "lfq", "lftr", "mean_pool",
     "merge_windows", "merge_windows_in_encoder", "metok", "multi_scale_vq", "pixelprune", "position_vq",
     "product_vq", "residual_vq", "rlt", "scissor", "stochastic_vq", "storm", "sttm", "tempme", "testa",
-    "token_dynamics", "tome", "tome_in_encoder", "tome_video", "vid_tldr", "vq",
+    "token_dynamics", "tome", "tome_in_encoder", "tome_video", "vid_tldr", "vq", "grouped_residual_vq",
     "bottleneck",
-    "grouped_residual_vq",
 }  # fmt: skip
 # The sum of sizes * features is conserved.
 CONSERVES = {

@@ -194,7 +194,8 @@ class Tokenizer(Pushable, nn.Module):
     def _planned_bits(self, grid: Grid, tokens: int) -> float:
         side = grid.cells * math.log2(tokens + 1) if self.stores_assignment else 0.0
         quantizer = self.quantizer
-        return side + (32 * self.decoder.dim * tokens if quantizer is None else quantizer.planned_bits(grid, tokens))
+        codes = tokens * 32 * self.decoder.dim if quantizer is None else quantizer.planned_bits(grid, tokens)
+        return side + codes
 
     def bits(self, tokens: Tokens) -> Tensor:
         """Returns the bits of encoded videos by formula, float64 [B].

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 Cache = dict[nn.Module, Tensor]
 Fill = Literal["first", "zeros"]
 Three = tuple[int, int, int]
+# Of a convolution: frames, rows and columns, or 1x3x3 and then 3x1x1.
+Kernel = Three | Literal["factorized"]
 
 
 class CausalConv3d(nn.Conv3d):
@@ -98,6 +100,13 @@ class Chain(nn.Sequential):
         return x
 
 
+class FactorizedConv3d(Chain):
+    """A convolution over rows and columns, then one over frames. Options: of `CausalConv3d`."""
+
+    def __init__(self, dim: int, out: int, **options: Any) -> None:
+        super().__init__(CausalConv3d(dim, out, (1, 3, 3), **options), CausalConv3d(out, out, (3, 1, 1), **options))
+
+
 class DepthToSpace(nn.Module):
     """A causal convolution to more channels, which become frames, rows and columns.
 
@@ -133,6 +142,26 @@ class DepthToSpace(nn.Module):
         spread = self.conv(x, cache).unflatten(1, (-1, p, q, r)).permute(0, 1, 5, 2, 6, 3, 7, 4)
         spread = spread.reshape(B, -1, T * p, H * q, W * r)
         return spread[:, :, self.drop :] if start else spread
+
+
+class Repeat(nn.Module):
+    """Repeats each cell `factor` times along frames, rows and columns."""
+
+    def __init__(self, factor: Three) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        for axis, count in enumerate(self.factor, 2):
+            x = x.repeat_interleave(count, axis) if count > 1 else x
+        return x
+
+
+def convolution(dim: int, out: int, kernel: Kernel, **options: Any) -> nn.Module:
+    """A causal convolution with a kernel. Options: of `CausalConv3d`."""
+    if kernel == "factorized":
+        return FactorizedConv3d(dim, out, **options)
+    return CausalConv3d(dim, out, kernel, **options)
 
 
 def check_counts(**counts: int) -> None:

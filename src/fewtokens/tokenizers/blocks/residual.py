@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, Fill, Three
+from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, Fill, Kernel, convolution
 
 NormKind = Literal["channel", "frame", "clip"]
 
@@ -21,14 +21,17 @@ class ConvNorm(nn.Module):
         dim: channels C.
         kind: what shares mean and variance: "channel", the channels of a cell (layer normalization); "frame", a group
             of channels of all cells of a frame; "clip", of all cells, which is not causal.
-        groups: groups of channels of "frame" and "clip".
+        groups: most groups of channels of "frame" and "clip"; a group has at least 4 channels.
         act: whether SiLU follows.
     """
 
     def __init__(self, dim: int, kind: NormKind = "channel", *, groups: int = 32, act: bool = True) -> None:
         super().__init__()
         self.kind, self.act = kind, act
-        self.norm = nn.LayerNorm(dim, 1e-6) if kind == "channel" else nn.GroupNorm(min(groups, dim), dim, 1e-6)
+        groups = min(groups, max(1, dim // 4))
+        if kind != "channel" and dim % groups:
+            raise ValueError(f"channels must be a multiple of {groups} groups, got {dim}; use a width that is")
+        self.norm = nn.LayerNorm(dim, 1e-6) if kind == "channel" else nn.GroupNorm(groups, dim, 1e-6)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         if self.kind == "channel":
@@ -45,7 +48,7 @@ class ResBlock(nn.Module):
 
     Args:
         dim, out: channels of input and output; if they differ, a 1x1x1 convolution leads from one to the other.
-        kernels: frames, rows and columns of each convolution.
+        kernels: of each convolution, see `Kernel`.
         norm, groups: see `ConvNorm`.
         scale: factor of the initial weights of the last convolution; a small one begins near the identity.
         fill, causal: see `CausalConv3d`.
@@ -55,7 +58,7 @@ class ResBlock(nn.Module):
         self,
         dim: int,
         out: int,
-        kernels: Sequence[Three],
+        kernels: Sequence[Kernel],
         *,
         norm: NormKind = "channel",
         groups: int = 32,
@@ -69,7 +72,7 @@ class ResBlock(nn.Module):
             width = dim if i == 0 else out
             layers += [
                 ConvNorm(width, norm, groups=groups),
-                CausalConv3d(width, out, kernel, fill=fill, causal=causal),
+                convolution(width, out, kernel, fill=fill, causal=causal),
             ]
         self.layers = Chain(*layers)
         self.shortcut = CausalConv3d(dim, out, (1, 1, 1)) if dim != out else None

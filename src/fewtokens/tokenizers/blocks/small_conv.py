@@ -12,7 +12,7 @@ PATCH = 4
 RES_KERNELS: tuple[Three, ...] = ((1, 3, 3), (3, 1, 1))
 
 
-def level_strides(stride: Sequence[int]) -> list[Three]:
+def small_strides(stride: Sequence[int]) -> list[Three]:
     """Returns the strides of the levels, each 1 or 2 in time and space, whose product is that of a cell of blocks.
 
     Raises:

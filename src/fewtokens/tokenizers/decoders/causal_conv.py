@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, DepthToSpace, check_counts
 from fewtokens.tokenizers.blocks.residual import ConvNorm, ResBlock
-from fewtokens.tokenizers.blocks.small_conv import PATCH, RES_KERNELS, level_strides
+from fewtokens.tokenizers.blocks.small_conv import PATCH, RES_KERNELS, small_strides
 from fewtokens.tokenizers.blocks.streaming import StreamingDecoder
 
 
@@ -29,7 +29,7 @@ class CausalConv(StreamingDecoder):
     def __init__(self, dim: int = 64, *, width: int = 32, stride: Sequence[int] = (4, 8, 8), depth: int = 1) -> None:
         super().__init__()
         check_counts(dim=dim, width=width, depth=depth)
-        strides = level_strides(stride)
+        strides = small_strides(stride)
         self.dim, self.width, self.stride, self.depth = dim, width, (stride[0], stride[1], stride[2]), depth
         wide = 2 * width
         self.layers = Chain(CausalConv3d(dim, wide, (1, 1, 1)))

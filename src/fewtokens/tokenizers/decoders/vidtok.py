@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewtokens.tokenizers.blocks.blend import BlendedUp
-from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, check_counts
-from fewtokens.tokenizers.blocks.frame_attention import FrameAttention
+from fewtokens.tokenizers.blocks.causal_conv import CausalConv3d, Chain, Repeat, check_counts
+from fewtokens.tokenizers.blocks.cell_attention import CellAttention
 from fewtokens.tokenizers.blocks.residual import ConvNorm, ResBlock
 from fewtokens.tokenizers.blocks.vidtok_levels import BOTH, level_blocks, temporal_steps
 from fewtokens.tokenizers.parts import GridDecoder
@@ -46,7 +46,7 @@ class VidTok(GridDecoder):
         self.layers = Chain(
             CausalConv3d(dim, wide, causal=causal),
             ResBlock(wide, wide, BOTH, causal=causal),
-            FrameAttention(wide),
+            CellAttention(wide),
             ResBlock(wide, wide, BOTH, causal=causal),
         )
         frames = 1
@@ -54,7 +54,7 @@ class VidTok(GridDecoder):
             self.layers.extend(level_blocks(wide, width * factor, depth + 1, causal=causal))
             wide = width * factor
             if i < len(mult) - 1:
-                self.layers.extend([NearestUp(), CausalConv3d(wide, wide, (1, 3, 3))])
+                self.layers.extend([Repeat((1, 2, 2)), CausalConv3d(wide, wide, (1, 3, 3))])
             if i in in_time:
                 self.layers.append(BlendedUp(wide, first=frames, causal=causal))
                 frames *= 2
@@ -63,10 +63,3 @@ class VidTok(GridDecoder):
     def pixels_of(self, latents: Tensor) -> Tensor:
         frames = self.layers(latents)
         return frames[:, :, self.stride[0] - 1 :] if self.first_frame else frames
-
-
-class NearestUp(nn.Module):
-    """Doubles rows and columns by repeating them."""
-
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        return x.repeat_interleave(2, 3).repeat_interleave(2, 4)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, check_counts
 from fewtokens.tokenizers.blocks.residual import ConvNorm, ResBlock
-from fewtokens.tokenizers.blocks.small_conv import PATCH, RES_KERNELS, level_strides
+from fewtokens.tokenizers.blocks.small_conv import PATCH, RES_KERNELS, small_strides
 from fewtokens.tokenizers.blocks.streaming import StreamingEncoder
 
 
@@ -31,7 +31,7 @@ class CausalConv(StreamingEncoder):
     def __init__(self, width: int = 32, *, stride: Sequence[int] = (4, 8, 8), depth: int = 1) -> None:
         super().__init__()
         check_counts(width=width, depth=depth)
-        strides = level_strides(stride)
+        strides = small_strides(stride)
         self.width, self.stride, self.depth = width, (stride[0], stride[1], stride[2]), depth
         self.layers = Chain(CausalConv3d(3 * PATCH**2, width))
         dim = width

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewtokens.tokenizers.blocks.blend import BlendedDown
 from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, check_counts
-from fewtokens.tokenizers.blocks.frame_attention import FrameAttention
+from fewtokens.tokenizers.blocks.cell_attention import CellAttention
 from fewtokens.tokenizers.blocks.residual import ConvNorm, ResBlock
 from fewtokens.tokenizers.blocks.streaming import StreamingEncoder
 from fewtokens.tokenizers.blocks.vidtok_levels import BOTH, level_blocks, temporal_steps
@@ -55,7 +55,7 @@ class VidTok(StreamingEncoder):
             if i in in_time:
                 self.layers.append(BlendedDown(dim, causal=causal))
         self.layers.append(ResBlock(dim, dim, BOTH, causal=causal))
-        self.layers.append(FrameAttention(dim))
+        self.layers.append(CellAttention(dim))
         self.layers.append(ResBlock(dim, dim, BOTH, causal=causal))
         self.layers.extend([ConvNorm(dim), CausalConv3d(dim, channels, causal=causal)])
 

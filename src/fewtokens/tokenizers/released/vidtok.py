@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewtokens.core.plain import conform
 from fewtokens.tokenizers.blocks.blend import BlendedDown, BlendedUp
-from fewtokens.tokenizers.blocks.frame_attention import FrameAttention
+from fewtokens.tokenizers.blocks.cell_attention import CellAttention
 from fewtokens.tokenizers.blocks.residual import ResBlock
 from fewtokens.tokenizers.blocks.vidtok_levels import temporal_steps
 from fewtokens.tokenizers.decoders.vidtok import VidTok as VidTokDecoder
@@ -22,7 +22,7 @@ _NAMES: dict[type[nn.Module], dict[str, str]] = {
     ResBlock: {
         "layers.0": "norm1", "layers.1": "conv1", "layers.2": "norm2", "layers.3": "conv2", "shortcut": "nin_shortcut",
     },
-    FrameAttention: {"norm": "norm", "q": "q", "k": "k", "v": "v", "out": "proj_out"},
+    CellAttention: {"norm": "norm", "q": "q", "k": "k", "v": "v", "out": "proj_out"},
     BlendedDown: {"conv": "conv", "mix": "mix_factor"},
     BlendedUp: {"conv": "conv", "mix": "mix_factor"},
 }  # fmt: skip
