@@ -138,8 +138,7 @@ class Dit(Decoder):
             x = block(x, y)
             if number == max(1, len(self.blocks) // 3):
                 hidden = x
-        patches = (part[:, : T * H * W].unflatten(1, (T, H, W)) for part in (x, hidden))
-        x, hidden = patches
+        x, hidden = (part[:, : T * H * W].unflatten(1, (T, H, W)) for part in (x, hidden))
         return self.output(x, y[:, None, None]), hidden
 
     def losses(self, tokens: Tokens, frames: Tensor) -> dict[str, Tensor]:
@@ -149,7 +148,6 @@ class Dit(Decoder):
             slots = torch.where(dropped, self.null, slots)
         x = self._to_patches(frames).to(slots.dtype)
         s = self.diffusion.random_levels(x.shape[:1], x.device)
-
         hidden = x
 
         def network(z: Tensor, s: Tensor) -> Tensor:
@@ -186,9 +184,9 @@ class Dit(Decoder):
 
         def network(z: Tensor, s: Tensor) -> Tensor:
             conditional = self.predict(z, s, slots)[0]
-            return (
-                conditional if scale == 1 else combine(conditional, self.predict(z, s, self.null.expand_as(slots))[0])
-            )
+            if scale == 1:
+                return conditional
+            return combine(conditional, self.predict(z, s, self.null.expand_as(slots))[0])
 
         frames, height, width = self.pixels(tokens.grid)
         shape = self._patches_of(frames, height, width)
