@@ -19,11 +19,15 @@ class Moto(Tokenizer):
         tokenizer.decode(tokens)  # the pair, from the first frame that `encode` keeps in `prefix`
         tokenizer.decode(tokens, side=other)  # the same motion of another first frame
 
-    The receiver is assumed to have the first frame, as a robot does: its pixels are not counted in `bits`.
+    The receiver is assumed to have the first frame, as a robot does: its pixels are neither counted in `bits` nor
+    written to files of codes.
     """
 
     def _encode(self, frames: Tensor, times: Tensor | None = None) -> Tokens:
         return with_first_frame(super()._encode(frames, times), to_unit(frames[:, 0].to(self.device)))
+
+    def _as_stored(self, tokens: Tokens) -> Tokens:
+        return super()._as_stored(tokens).replace(prefix=tokens.prefix)
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, side: Tensor | None = None) -> Tensor:
