@@ -187,7 +187,7 @@ def in_reading_order(visual: ReducedVisual) -> ReducedVisual:
     """The visual with its tokens in the order of the cells nearest to their mean positions.
 
     Methods order merged tokens by mean time, so that one that takes a third of its cells from the next frame comes
-    after all others of its own. A language model was trained on rows in the order of the cells, whose positions they
+    after all others of its frame. A language model was trained on rows in the order of the cells, whose positions they
     take. Averaged positions are those of the mean, and follow the order of the methods already.
 
     Tokens with an attribution, such as those of learned queries, keep their order: they consist of all cells.
