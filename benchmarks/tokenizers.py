@@ -8,8 +8,8 @@ Data: the clips of $FEWTOKENS_DATA/clips and /real/train. DAVIS sequences are ne
 the other clips, in order of their names, are held out (the 20 sign language clips share rooms and signers, so that the
 held-out ones are of known scenes). Clips of 9 x 64 x 64, batch 4, the same number of steps for every row.
 
-About 3,000 bits a clip (0.083 per pixel) in the rows of the first table: 192 tokens of 16 bits in a grid of 3 x 8 x 8,
-or the nearest that a network of queries has. `mean_frame` and `area_pooling` at these bits, x264 and x265 are in the
+192 tokens in a grid of 3 x 8 x 8, or 192 queries; of 16 bits (3,066 a clip, 0.083 per pixel) in the comparison of
+networks and methods, of 10 bits in that of quantizers. `mean_frame` and `area_pooling` at these bits, x264 and x265 are in the
 table. An interrupted run resumes.
 
 Cost, on one core: 2 to 8 minutes for each row and seed at the default of 600 steps. Expect: convolutions before
@@ -74,13 +74,14 @@ def rows() -> dict[str, Row]:
     """The rows by name."""
     fsq = "fsq((8, 8, 8, 5, 5, 5))"
     table = {
-        # Quantizers inside one network, 15 to 16 bits a token.
-        "conv fsq": Row("quantizers", _CONV.format(fsq)),
-        "conv vq": Row("quantizers", _CONV.format("vq(65536, code_dim=8)")),
-        "conv residual vq": Row("quantizers", _CONV.format("residual_vq(256, levels=2)")),
-        "conv product vq": Row("quantizers", _CONV.format("product_vq(256, groups=2)")),
-        "conv lfq": Row("quantizers", _CONV.format("lfq(16)")),
-        "conv bsq": Row("quantizers", _CONV.format("bsq(16)")),
+        "conv fsq": Row("networks", _CONV.format(fsq)),
+        # Quantizers inside one network, 10 bits a token.
+        "conv fsq 10": Row("quantizers", _CONV.format("fsq((8, 5, 5, 5))")),
+        "conv vq 10": Row("quantizers", _CONV.format("vq(1024)")),
+        "conv residual vq 5 + 5": Row("quantizers", _CONV.format("residual_vq(32, levels=2)")),
+        "conv product vq 5 + 5": Row("quantizers", _CONV.format("product_vq(32, groups=2)")),
+        "conv lfq 10": Row("quantizers", _CONV.format("lfq(10)")),
+        "conv bsq 10": Row("quantizers", _CONV.format("bsq(10)")),
         "conv continuous": Row("continuous", _CONV.format("gaussian(4)")),
         # Encoders and decoders, with the same quantizer.
         "transformer fsq": Row("networks", _TRANSFORMER.format(fsq)),
