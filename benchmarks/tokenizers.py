@@ -9,8 +9,8 @@ the other clips, in order of their names, are held out (the 20 sign language cli
 held-out ones are of known scenes). Clips of 9 x 64 x 64, batch 4, the same number of steps for every row.
 
 192 tokens in a grid of 3 x 8 x 8, or 192 queries; of 16 bits (3,066 a clip, 0.083 per pixel) in the comparison of
-networks and methods, of 10 bits in that of quantizers. `mean_frame` and `area_pooling` at these bits, x264 and x265 are in the
-table. An interrupted run resumes.
+networks and methods, of 10 bits in that of quantizers. `mean_frame`, `area_pooling` at these bits, x264 and x265 are in
+the table. An interrupted run resumes.
 
 Cost, on one core: 2 to 8 minutes for each row and seed at the default of 600 steps. Expect: convolutions before
 transformers after so few steps, FSQ and VQ before BSQ and LFQ, and every row below x265 in PSNR.
