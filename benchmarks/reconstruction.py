@@ -1,8 +1,8 @@
 """Small tokenizers on real clips: what each keeps at equal bits, equal steps and equal data.
 
-    python benchmarks/tokenizers.py WORK frames   # decodes the clips at a short side of 72 pixels
-    python benchmarks/tokenizers.py WORK train    # trains every row that is not in WORK yet; --only, --seeds
-    python benchmarks/tokenizers.py WORK report   # scores the trained ones, writes results/reconstruction.*
+    python benchmarks/reconstruction.py WORK frames   # decodes the clips at a short side of 72 pixels
+    python benchmarks/reconstruction.py WORK train    # trains every row that is not in WORK yet; --only, --seeds
+    python benchmarks/reconstruction.py WORK report   # scores the trained ones, writes results/reconstruction.*
 
 Data: the clips of $FEWTOKENS_DATA/clips and /real/train. DAVIS sequences are never trained on; they and every fifth of
 the other clips, in order of their names, are held out (the 20 sign language clips share rooms and signers, so that the
@@ -208,7 +208,7 @@ def step_report(options: argparse.Namespace) -> None:
     write(
         "reconstruction",
         "Small tokenizers at equal bits",
-        "python benchmarks/tokenizers.py WORK frames|train|report",
+        "python benchmarks/reconstruction.py WORK frames|train|report",
         {"Tokenizers": table, "Codecs and simple reconstructions": references},
         f"{caption} PSNR is the mean over frames, psnr_spread the range over the seeds. area_pooling, x264 and x265 "
         "are their PSNR at the bits of the row; x265_above_target is the share of clips for which x265 does not reach "
