@@ -44,6 +44,15 @@ WITHOUT_TORCH = (
     ["tokenize", "a.mp4", "b.mp4", "--out", "o", "--device", "tpu"],
     ["tokenize", "a.mp4", "b.mp4", "--out", "o", "--dtype", "int4"],
     ["tokenize", "a.mp4", "b.mp4", "--out", "o", "--encoder", "./missing"],
+    ["encode", "clip.mp4", "--tokenizer", "nothing", "--out", "o"],
+    ["encode", "clip.mp4", "--tokenizer", "./missing", "--out", "o"],
+    ["encode", "missing.mp4", "--tokenizer", "tubelet > tubelet", "--out", "o.safetensors"],
+    ["encode", "a.mp4", "b.mp4", "--tokenizer", "tubelet > tubelet", "--out", "o.safetensors"],
+    ["encode", "a.mp4", "--tokenizer", "tubelet > tubelet", "--frames", "4", "--fps", "2", "--out", "o"],
+    ["decode", "missing.safetensors", "--out", "a.mp4"],
+    ["decode", "a.safetensors", "b.safetensors", "--out", "a.mp4"],
+    ["decode", "a.safetensors", "--out", "a.txt"],
+    ["tokenizers", "nothing"],
     ["methods", "tomee"],
     ["methods", "--stage", "never"],
     ["cost", "--with", "full,tomee"],
@@ -123,7 +132,7 @@ def test_the_installed_command_does_not_import_torch():
 
 def test_a_usage_error_is_one_line_that_says_what_to_do():
     for words, message in (
-        (["tokenzie"], "did you mean tokenize? see fewtokens --help"),
+        (["tokenzie"], "did you mean tokenize or tokenizers? see fewtokens --help"),
         (["eval", "davi"], "did you mean davis? see fewtokens eval --help"),
         (["train", "vit_nano8"], "fewtokens train classify vit_nano8"),
         (["tokenize", "a.mp4", "--ouput", "o"], "--out"),
@@ -197,7 +206,7 @@ class TestCompletion:
 
     def test_verbs(self):
         assert set(self.complete("fewtokens ")) == set(VERBS)
-        assert self.complete("fewtokens tok") == ["tokenize"]
+        assert self.complete("fewtokens tok") == ["tokenize", "tokenizers"]
 
     def test_verbs_of_groups(self):
         assert set(self.complete("fewtokens eval ")) == set(GROUPS["eval"])

@@ -56,3 +56,22 @@ def test_each_frame_keeps_its_most_attended_tokens(keep):
         scores = attention[0, 20 * t : 20 * t + 20].tolist()
         best = sorted(range(20), key=lambda n: -scores[n])[: int(kept[t].sum())]
         assert kept[t].nonzero().flatten().tolist() == sorted(best)
+
+
+@pytest.mark.parametrize("keep", [1, 13, 0.6])
+def test_ties_in_full_frames_are_decided_as_among_other_tokens(keep):
+    """Tokens in another order are not a full grid, and take the general path."""
+    video = clip(3, 4, 5, 16, 2, lengths=[3, 2])
+    attention = torch.randint(0, 4, (2, 60)).float()
+    order = torch.arange(60).reshape(3, 20).flip(0).flatten()  # the order within a frame stays
+    moved = Tokens(
+        **{name: getattr(video, name)[:, order] for name in ("features", "positions", "sizes", "mask")},
+        assignment=torch.where(video.mask, order.argsort(), -1),
+        grid=video.grid,
+    )
+    assert video.has_full_grid()
+    assert not moved.has_full_grid()
+    method = AttentionTopk(keep)
+    kept = method.plan(video, attention=attention).dest >= 0
+    again = method.plan(moved, attention=attention[:, order]).dest >= 0
+    assert torch.equal(again, kept[:, order])

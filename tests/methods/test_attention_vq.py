@@ -16,13 +16,14 @@ def parts(method: AttentionVq, x: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     book = method.codebook
 
     def normed(y: torch.Tensor) -> torch.Tensor:
-        return y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        return y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt()
 
-    q, k = normed(x @ book.query.weight.T), normed(book.table @ book.key.weight.T)
-    return q @ k.T / math.sqrt(k.shape[1]), book.table @ book.value.weight.T
+    q, k, v = ((book.query, x), (book.key, book.table), (book.value, book.table))
+    q, k, v = (y @ layer.weight.T + layer.bias for layer, y in (q, k, v))
+    return normed(q) @ normed(k).T / math.sqrt(k.shape[1]), v
 
 
-def test_the_value_with_the_most_attention_and_the_gradient_of_all():
+def test_the_value_with_the_most_attention_and_the_gradient_of_the_attention_to_all():
     torch.manual_seed(0)
     method = AttentionVq(20, dim=6, code_dim=6, width=4).eval()
     x = torch.randn(1, 30, 6, requires_grad=True)
@@ -32,9 +33,12 @@ def test_the_value_with_the_most_attention_and_the_gradient_of_all():
     torch.testing.assert_close(features[0], values[logits.argmax(1)])
     assert losses == {}
     weight = torch.randn(30, 6)
-    (gradient,) = torch.autograd.grad((features[0] * weight).sum(), x)
-    (expected,) = torch.autograd.grad(((logits.softmax(1) @ values) * weight).sum(), x)
-    torch.testing.assert_close(gradient, expected)
+    inputs = (x, method.codebook.table)
+    gradients = torch.autograd.grad((features[0] * weight).sum(), inputs)
+    attention = logits.softmax(1)
+    chosen = torch.eye(20)[logits.argmax(1)] - attention.detach() + attention
+    expected = torch.autograd.grad(((chosen @ values) * weight).sum(), inputs)
+    torch.testing.assert_close(gradients, expected)
     with torch.no_grad():
         assert torch.equal(method.quantize(x).features, features)
 
@@ -56,14 +60,14 @@ def test_losses():
 
 
 def test_training_reaches_the_error_of_vq_with_restarts():
-    """Within 0.6 dB, with more than 90 % of the entries in use."""
+    """Within 0.6 dB, and no collapse: more than 60 % of the entries are used after few steps."""
     torch.manual_seed(0)
     basis = torch.randn(3, 16) / 3**0.5
     x = torch.randn(1, 1000, 3) @ basis
     errors = []
     for kind in (Vq, AttentionVq):
         torch.manual_seed(1)
-        method = kind(16, dim=16, code_dim=8).train()
+        method = kind(32, dim=16, code_dim=8).train()
         optimizer = torch.optim.AdamW(method.parameters(), 0.01)
         for _ in range(150):
             batch = torch.randn(1, 256, 3) @ basis
@@ -75,7 +79,7 @@ def test_training_reaches_the_error_of_vq_with_restarts():
             features, codes, _ = method.eval().quantize(x)
         errors.append(10 * (features - x).square().mean().log10())
     assert errors[1] - errors[0] < 0.6
-    assert len(codes.unique()) > 0.9 * 16
+    assert len(codes.unique()) > 0.6 * 32
 
 
 def test_bad_arguments():

@@ -56,7 +56,9 @@ def test_the_search_knows_the_count_without_the_assignment(seed):
         count = Scissor(tau)(tokens).count
         for change in (-1, 0, 1):
             target = (count + change).clamp(min=1)
-            assert torch.equal(passes.leave(torch.full((2,), tau), torch.full((2,), -1.0), target), count >= target)
+            found = passes.count(torch.full((2,), tau), torch.full((2,), -1.0), target)
+            assert torch.equal(found >= target, count >= target)
+            assert bool(((found >= count) | (count < target)).all())
 
 
 @pytest.mark.parametrize("keep", [5, 14, 30])
@@ -65,11 +67,13 @@ def test_the_search_finds_the_threshold_that_leaves_the_fewest_tokens(keep):
     tokens = collate([clip(6, 3, 4, 4, 1, seed=keep), clip(3, 3, 4, 4, 1, seed=keep + 1)])
     target, passes = torch.full((2,), keep), _Passes(tokens)
 
-    def enough(tau: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return torch.stack([Scissor(float(value))(tokens).count[video] for video, value in enumerate(tau)]) >= target
+    def count(step: int, video: int) -> int:
+        return int(Scissor(step / 128 - 1)(tokens).count[video])
 
-    expected = find_threshold(enough, -1.0, 1.0, target)
-    assert torch.equal(find_threshold(lambda *taus: passes.leave(*taus, target), -1.0, 1.0, target), expected)
+    tau = find_threshold(lambda *taus: passes.count(*taus, target), target, tokens.count, -1.0, 1.0)
+    for video, step in enumerate(((tau + 1) * 128).round().int().tolist()):
+        assert count(step, video) >= keep
+        assert count(step, video) == keep or count(step - 1, video) < keep
     assert passes.compared is not None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewtokens.core import registry
 from fewtokens.methods.quantizers.vq import Vq
 
 
@@ -40,6 +41,20 @@ def test_entries_follow_the_moving_mean_of_their_tokens():
     torch.testing.assert_close(book(method), sums / counts[:, None], atol=1e-3, rtol=1e-3)
     # The distances 1, 9 and 1, before the entries moved, over two channels each.
     torch.testing.assert_close(losses["commitment"], torch.tensor(0.25 * 11 / 6))
+
+
+@pytest.mark.parametrize("name", ["vq", "residual_vq", "product_vq"])
+def test_the_gradient_of_the_output_projection_is_that_of_the_features(name):
+    """Of the entries after they moved, which `lookup` returns, from one projection."""
+    torch.manual_seed(0)
+    (method,) = registry.build(f"{name}(8, restart=0)", dim=24)
+    features, codes, _ = method.train().quantize(torch.randn(2, 20, 24))
+    gradients = []
+    for out in (features, method.lookup(codes)):
+        method.zero_grad()
+        out.square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in method.project_out.parameters()])
+    torch.testing.assert_close(*gradients)
 
 
 def test_padding_moves_no_entry():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -48,6 +49,30 @@ def check_model(name: str) -> None:
     """Raises ValueError if a model is neither a file, nor a folder, nor the name of one on the hub."""
     if not Path(name).exists():
         check_hub_id(name)
+
+
+def tokenizer_names() -> list[str]:
+    """Returns the names of all presets of tokenizers, without importing torch."""
+    presets = Path(__file__).parents[1] / "tokenizers" / "presets"
+    return sorted(path.stem for path in presets.glob("[!_]*.py"))
+
+
+def check_preset(name: str) -> None:
+    """Raises ValueError if there is no preset of this name; the message suggests similar names."""
+    if name not in tokenizer_names():
+        close = difflib.get_close_matches(name, tokenizer_names(), n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "list them with: fewtokens tokenizers"
+        raise ValueError(f"no tokenizer named {name!r}; {hint}")
+
+
+def check_tokenizer(name: str) -> None:
+    """Raises ValueError if a tokenizer is neither a folder, a spec, a preset nor the name of a folder on the hub."""
+    if Path(name).is_dir() or ">" in name:
+        return
+    if "/" in name or name.startswith("."):
+        check_hub_id(name)
+    else:
+        check_preset(name)
 
 
 VideosArgument = Annotated[list[Path], typer.Argument(metavar="VIDEO", help="Videos, images or folders of images.")]

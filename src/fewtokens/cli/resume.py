@@ -14,6 +14,7 @@ from typing import Any
 from rich.markup import escape
 
 from fewtokens.cli.console import log
+from fewtokens.cli.errors import check_folder
 from fewtokens.core.identity import describe_source, rename_encoder_keys
 from fewtokens.core.keys import current_keys
 from fewtokens.core.plain import conform
@@ -71,6 +72,29 @@ def unique_paths(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         unique.setdefault(os.path.abspath(path), path)
     return list(unique.values())
+
+
+def token_files(videos: list[Path], target: Path, chunked: bool = False) -> list[tuple[Path, Path]]:
+    """Returns each video with its token file, or folder of chunks.
+
+    Raises:
+        ValueError: several videos for one file, or a path that is taken by something else.
+    """
+    videos = unique_paths(videos)
+    if chunked and target.suffix == ".safetensors":
+        raise ValueError(f"--chunked writes a folder, so --out must be a folder, got {target}")
+    if target.suffix == ".safetensors" and not target.is_dir():
+        if len(videos) > 1:
+            raise ValueError(f"{len(videos)} videos cannot go into one file {target}; give a folder as --out")
+        return [(videos[0], target)]
+    check_folder(target, "a folder" if chunked or len(videos) > 1 else "a .safetensors file or a folder")
+    suffix = "" if chunked else ".safetensors"
+    jobs = [(video, target / f"{name}{suffix}") for video, name in zip(videos, distinct_names(videos), strict=True)]
+    for _, path in jobs:
+        if path.exists() and path.is_dir() != chunked:
+            existing, needed = ("folder", "file") if path.is_dir() else ("file", "folder")
+            raise ValueError(f"{path} is a {existing}, but a {needed} must be written there; give another --out")
+    return jobs
 
 
 def source_now(path: Path) -> dict[str, Any]:
@@ -208,3 +232,13 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
             rest = rest[os.write(handle, rest) :]
     finally:
         os.close(handle)
+
+
+def write_failures(path: Path, failed: list[dict[str, str]]) -> None:
+    """Writes the failures of this run, or removes the list of an earlier one if there are none."""
+    from fewtokens.core.files import write_text
+
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    write_text(path, "".join(json.dumps(row) + "\n" for row in failed))

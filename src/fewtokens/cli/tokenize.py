@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,7 @@ from rich.markup import escape
 
 from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import fail, log, note
-from fewtokens.cli.errors import check_exists, check_folder
+from fewtokens.cli.errors import check_exists
 from fewtokens.cli.options import (
     INPUT,
     OUTPUT,
@@ -30,7 +29,7 @@ from fewtokens.cli.options import (
 )
 from fewtokens.cli.pipelines import PATCHES, check_reading, current_names, make_pipeline, read_video, with_defaults
 from fewtokens.cli.progress import progress
-from fewtokens.cli.resume import check_request, check_source, distinct_names, report_damaged, source_now, unique_paths
+from fewtokens.cli.resume import check_request, check_source, report_damaged, source_now, token_files, write_failures
 from fewtokens.cli.tables import print_json
 from fewtokens.cli.tokenize_chunks import tokenize_chunks
 
@@ -95,7 +94,7 @@ def tokenize(
     With --chunked, a video of any length is read in chunks. Each chunk is written to a file in a folder (load them with
     fewtokens.core.streaming.load), and times of scene changes are printed.
     """
-    jobs = _targets(videos, target, chunked)
+    jobs = token_files(videos, target, chunked)
     single = len(jobs) == 1
     if single:
         check_exists(jobs[0][0])
@@ -139,35 +138,12 @@ def tokenize(
             if not single:
                 advance(number + 1)
     if not single:
-        _write_failures(target / "failed.jsonl", failed)
+        write_failures(target / "failed.jsonl", failed)
     if as_json:
         print_json({"done": done, "failed": failed})
     if failed:
         log.print(f"{len(failed)} of {len(jobs)} videos failed; see {escape(str(target / 'failed.jsonl'))}")
         raise typer.Exit(1)
-
-
-def _targets(videos: list[Path], target: Path, chunked: bool) -> list[tuple[Path, Path]]:
-    """Returns each video with its output file or folder of chunks.
-
-    Raises:
-        ValueError: several videos for one file, or a path that is taken by something else.
-    """
-    videos = unique_paths(videos)
-    if chunked and target.suffix == ".safetensors":
-        raise ValueError(f"--chunked writes a folder, so --out must be a folder, got {target}")
-    if target.suffix == ".safetensors" and not target.is_dir():
-        if len(videos) > 1:
-            raise ValueError(f"{len(videos)} videos cannot go into one file {target}; give a folder as --out")
-        return [(videos[0], target)]
-    check_folder(target, "a folder" if chunked or len(videos) > 1 else "a .safetensors file or a folder")
-    suffix = "" if chunked else ".safetensors"
-    jobs = [(video, target / f"{name}{suffix}") for video, name in zip(videos, distinct_names(videos), strict=True)]
-    for _, path in jobs:
-        if path.exists() and path.is_dir() != chunked:
-            existing, needed = ("folder", "file") if path.is_dir() else ("file", "folder")
-            raise ValueError(f"{path} is a {existing}, but a {needed} must be written there; give another --out")
-    return jobs
 
 
 @contextmanager
@@ -305,13 +281,3 @@ def _print_row(row: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _write_failures(path: Path, failed: list[dict[str, str]]) -> None:
-    """Writes the failures of this run, or removes the list of an earlier one if there are none."""
-    from fewtokens.core.files import write_text
-
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    write_text(path, "".join(json.dumps(row) + "\n" for row in failed))

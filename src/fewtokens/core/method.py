@@ -410,6 +410,10 @@ class Quantizer(Method):
         """The number of bits per token that has all codes: the sum of log2 of the codebook sizes."""
         return float(self._code_bits.sum())
 
+    def planned_bits(self, grid: Grid, tokens: int) -> float:
+        """Returns the number of bits of the codes of one video of this grid with a number of tokens."""
+        return tokens * self.bits
+
     def count_bits(self, tokens: Tokens) -> Tensor:
         """Returns the number of bits of the codes of each video, float64 [B].
 

@@ -152,8 +152,8 @@ class Tokens:
             if features.ndim != 5:
                 raise ValueError(f"features must be [B,T,H,W,C] if no grid is given, got {list(features.shape)}")
             grid = Grid(*features.shape[1:4])
-        B, C = features.shape[0], features.shape[-1]
-        features = features.reshape(B, -1, C)
+        B = features.shape[0]
+        features = features.flatten(1, -2)
         if features.shape[1] != grid.cells:
             raise ValueError(f"the grid has {grid.cells} cells, the features have {features.shape[1]}")
         mask = grid.cell_mask(B, features.device)
@@ -254,6 +254,13 @@ class Tokens:
         own = torch.arange(self.N, device=self.device)
         return index.masked_fill(index == own, -1)
 
+    def has_full_grid(self) -> bool:
+        """Returns whether there is one token per cell, in their order. Reads the data."""
+        if self.grid.cells != self.N:
+            return False
+        index = torch.arange(self.N, device=self.device)
+        return bool(((self.assignment == index) | ~self.mask).all())
+
     def require_full_grid(self, caller: str) -> Tokens:
         """Returns these tokens if there is one per cell. While compiling, only the number of tokens is checked.
 
@@ -263,10 +270,9 @@ class Tokens:
         Raises:
             ValueError: tokens were dropped or merged.
         """
-        index = torch.arange(self.grid.cells, device=self.device)
         full = self.grid.cells == self.N
         if full and not torch.compiler.is_compiling():
-            full = bool(((self.assignment == index) | ~self.mask).all())
+            full = self.has_full_grid()
         if not full:
             raise ValueError(f"{caller} works on whole frames: put it before methods that drop or merge tokens")
         return self

@@ -34,7 +34,7 @@ def load_encoder(
         name: one of
             "patches" (pixel patches, no weights);
             a folder saved by transformers (config.json and safetensors), by `Encoder.save_pretrained`, or by
-            `fewtokens train` (its last tokens);
+            `fewtokens train` (its last tokens; of a tokenizer those that its decoder reads);
             a released checkpoint of MAE, RSP, CropMAE, ToBo or DINO (.pth, see `fewtokens.encoders.released`);
             a Hugging Face Hub id such as "facebook/dinov2-small".
             ViT, DINOv2, CLIP and SigLIP are loaded into the ViT of this library, so methods can act between its blocks;
@@ -72,8 +72,13 @@ def load_encoder(
     if kind == VitEncoder.kind:
         encoder = VitEncoder.from_folder(folder, name=str(name), batch=batch, **_only(options, str(name), *_VIT))
         return encoder.to(device, dtype)
+    if kind == "tokenizer":
+        # An upward import, as the next one (declared in pyproject.toml): what was trained can be loaded as an encoder.
+        from fewtokens.tokenizers.encoder import load_tokenizer_encoder
+
+        _only(options, str(name))
+        return load_tokenizer_encoder(folder, name=str(name), batch=batch, device=device, dtype=dtype)
     if kind is not None:
-        # The only upward import (declared in pyproject.toml): a trained network can be loaded as an encoder.
         from fewtokens.networks.encoder import load_model_encoder
 
         _only(options, str(name))

@@ -31,10 +31,10 @@ _METHODS = (
     "length_embedding", "linvt", "llama_vid", "pool_mlp", "ppllava", "storm",
     "fastv", "pyramid_drop", "dycoke_cache", "cls_attention", "framefusion_cascade", "holitom_inner",
     "sparsevlm", "attention_topk", "vispruner", "cdpruner", "dart", "pixelprune",
-    "prumerge", "pvc", "vista_llama", "langdc", "deformable_queries",
-    "fsq", "lfq", "bsq", "vq", "residual_vq", "product_vq",
-    "multi_scale_vq", "gaussian", "tail_drop", "learned_queries", "stochastic_vq", "attention_vq", "frozen_vq",
-    "position_vq", "dual_vq",
+    "prumerge", "pvc", "vista_llama", "langdc", "fsq", "lfq", "bsq", "vq", "residual_vq", "product_vq",
+    "multi_scale_vq", "gaussian", "tail_drop", "learned_queries", "deformable_queries", "stochastic_vq",
+    "attention_vq", "frozen_vq", "position_vq", "dual_vq", "grouped_residual_vq", "bottleneck",
+    "hierarchical_fsq",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 

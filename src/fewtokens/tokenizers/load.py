@@ -12,7 +12,7 @@ from fewtokens.core.hub import from_hub
 from fewtokens.core.plain import conform
 from fewtokens.encoders.devices import pick_device
 from fewtokens.encoders.weights import read_json
-from fewtokens.tokenizers.preset import get_preset
+from fewtokens.tokenizers.preset import create_tokenizer, get_preset
 from fewtokens.tokenizers.released import load_released
 from fewtokens.tokenizers.tokenizer import Tokenizer
 
@@ -49,3 +49,23 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
     files.check_fit(tokenizer.state_dict(), tensors, f"{folder}: does not fit {config['spec']!r}")
     tokenizer.load_state_dict(tensors)
     return tokenizer.to(pick_device(device)).eval()
+
+
+def open_tokenizer(
+    name: str | Path, *, tiny: bool = False, seed: int = 0, device: str | torch.device = "auto"
+) -> Tokenizer:
+    """Loads or builds a tokenizer, in eval mode.
+
+    Args:
+        name: a folder or hub id, see `load_tokenizer`; or a preset or spec, see `create_tokenizer`, whose parameters
+            are random then.
+        tiny, seed: for a preset or spec.
+        device: "auto", "cpu", "cuda" or a `torch.device`.
+
+    Raises:
+        ValueError: there is no such tokenizer.
+    """
+    text = str(name)
+    if Path(text).is_dir() or ("/" in text and ">" not in text):
+        return load_tokenizer(name, device=device)
+    return create_tokenizer(text, tiny=tiny, seed=seed).to(pick_device(device)).eval()

@@ -182,7 +182,7 @@ class Tokenizer(Pushable, nn.Module):
         padded = self.encoder.padded(length, height, width)
         grid = self.encoder.cells(*padded)
         tokens = self.pipeline.planned_count(Grid(*grid))
-        bits = None if tokens is None else windows * self._planned_bits(math.prod(grid), tokens)
+        bits = None if tokens is None else windows * self._planned_bits(Grid(*grid), tokens)
         return Layout(
             (frames, height, width),
             (windows * padded[0], *padded[1:]),
@@ -191,9 +191,11 @@ class Tokenizer(Pushable, nn.Module):
             bits,
         )
 
-    def _planned_bits(self, cells: int, tokens: int) -> float:
-        side = cells * math.log2(tokens + 1) if self.stores_assignment else 0.0
-        return side + tokens * (32 * self.decoder.dim if self.quantizer is None else self.quantizer.bits)
+    def _planned_bits(self, grid: Grid, tokens: int) -> float:
+        side = grid.cells * math.log2(tokens + 1) if self.stores_assignment else 0.0
+        quantizer = self.quantizer
+        codes = tokens * 32 * self.decoder.dim if quantizer is None else quantizer.planned_bits(grid, tokens)
+        return side + codes
 
     def bits(self, tokens: Tokens) -> Tensor:
         """Returns the bits of encoded videos by formula, float64 [B].

@@ -26,13 +26,13 @@ from fewtokens.evaluation.reconstruction.metrics import psnr
 from fewtokens.methods.ops.codes import usage
 from fewtokens.show.run_page import write_run_page
 from fewtokens.show.strips import draw_strips
-from fewtokens.tokenizers.losses import Discriminator, Perceptual, adaptive_weight, pixel_loss
 from fewtokens.tokenizers.parts import to_signed
 from fewtokens.tokenizers.tokenizer import Tokenizer
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, footage_input
 from fewtokens.train.loop import Progress, Report, fit
 from fewtokens.train.settings import plain
+from fewtokens.train.tokenizer_losses import Discriminator, Perceptual, adaptive_weight, pixel_loss
 from fewtokens.train.tokenizer_recipe import TokenizerRecipe, build_tokenizer
 
 # Added to the seed, so that the fixed clips differ from the samples of every step.

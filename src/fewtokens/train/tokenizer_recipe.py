@@ -8,10 +8,10 @@ from typing import Any
 
 from fewtokens.data.pairs import Pairing
 from fewtokens.encoders.config import rename_hint
-from fewtokens.tokenizers.losses import PIXEL_LOSSES
 from fewtokens.tokenizers.preset import create_tokenizer, get_preset
 from fewtokens.tokenizers.tokenizer import Tokenizer
 from fewtokens.train.settings import Settings, setting_values
+from fewtokens.train.tokenizer_losses import PIXEL_LOSSES
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class TokenizerRecipe(Settings):
         repeats: clips per decoded video.
         visits: visits of each video per epoch.
         pixel: reconstruction loss, one of l1, l2, charbonnier, logit_laplace.
-        perceptual: file with the weights of LPIPS, or an encoder whose features are compared; "" for none.
+        perceptual: an encoder whose features are compared, or "BACKBONE,HEADS", the weights of LPIPS with VGG-16 (see
+            `Perceptual`); "" for none.
         perceptual_weight: weight of the perceptual loss.
         gram_weight: weight of the Gram matrices of the perceptual features (AToken).
         gan_weight: weight of the adversarial loss, times the adaptive weight of VQGAN; 0 is off.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ _FORMATS = {
 }
 
 
-def write(path: str | Path, frames: Tensor | NDArray[Any], fps: float, *, quality: int = 20) -> Path:
+def write(path: str | Path, frames: Tensor | NDArray[Any] | Iterator[Tensor], fps: float, *, quality: int = 20) -> Path:
     """Writes a video that browsers can play. The write is atomic.
 
     Args:
         path: output path with the suffix .mp4, .mov, .mkv, .webm or .gif, in lower or upper case.
-        frames: [T,3,H,W] or [T,H,W,3], uint8 or float in 0..1. Since codecs accept only even sizes, the last row or
-            column is repeated for odd ones (except in a GIF).
+        frames: [T,3,H,W] or [T,H,W,3], uint8 or float in 0..1; or an iterator of such parts, which are written as they
+            come. Since codecs accept only even sizes, the last row or column is repeated for odd ones (except in a
+            GIF).
         fps: frames per second, 0.01 to 10,000. GIFs are limited to 50, because browsers slow down faster ones.
         quality: constant rate factor, 0 (best) to 51. Default: 20. Ignored for GIF.
 
@@ -42,7 +45,9 @@ def write(path: str | Path, frames: Tensor | NDArray[Any], fps: float, *, qualit
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    pixels = _to_bytes(frames)
+    parts = frames if isinstance(frames, Iterator) else iter([frames])
+    first = next(parts, torch.zeros(0, 3, 0, 0))
+    pixels = chain([_to_bytes(first)], (_to_bytes(part) for part in parts))
     if not 0.01 <= fps <= 10_000:
         raise ValueError(f"fps must be 0.01 to 10,000, got {fps}")
     if not 0 <= quality <= 51:
@@ -70,19 +75,28 @@ def _to_bytes(frames: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
     return x.contiguous().numpy()
 
 
-def _write_video(path: Path, pixels: NDArray[np.uint8], fps: float, quality: int) -> None:
+def _frames(first: NDArray[np.uint8], parts: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """Yields the frames of all parts, which must have the size of the first."""
+    for part in chain([first], parts):
+        if part.shape[1:] != first.shape[1:]:
+            raise ValueError(f"all frames must have the same size, got {part.shape[1:3]} after {first.shape[1:3]}")
+        yield from part
+
+
+def _write_video(path: Path, parts: Iterator[NDArray[np.uint8]], fps: float, quality: int) -> None:
     import av
 
     container_format, codec = _FORMATS[path.suffix.lower()]
-    H, W = pixels.shape[1:3]
-    pixels = np.pad(pixels, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
+    first = next(parts)
+    H, W = first.shape[1:3]
+    images = (np.pad(image, ((0, H % 2), (0, W % 2), (0, 0)), mode="edge") for image in _frames(first, parts))
     with atomic_file(path) as temporary:
         try:
             with av.open(url(temporary), "w", format=container_format) as container:
                 stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(60000))
                 stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
                 stream.options = {"crf": str(quality)} | ({"b:v": "0"} if container_format == "webm" else {})
-                for image in pixels:
+                for image in images:
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
                 container.mux(stream.encode())
         except av.error.FFmpegError as error:
@@ -91,10 +105,10 @@ def _write_video(path: Path, pixels: NDArray[np.uint8], fps: float, quality: int
             raise ValueError(f"{path}: {codec} does not support {W}x{H} at {fps} frames/s ({reason(error)})") from None
 
 
-def _write_gif(path: Path, pixels: NDArray[np.uint8], fps: float) -> None:
+def _write_gif(path: Path, parts: Iterator[NDArray[np.uint8]], fps: float) -> None:
     from PIL import Image
 
-    images = [Image.fromarray(image).quantize(256) for image in pixels]
+    images = [Image.fromarray(image).quantize(256) for image in _frames(next(parts), parts)]
     with atomic_file(path) as temporary:
         images[0].save(
             temporary,

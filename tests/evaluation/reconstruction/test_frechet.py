@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.evaluation.reconstruction.frechet import (
-    MissingWeights,
     Random3D,
     frechet_distance,
     frechet_random3d,
     rfid,
     rfvd,
 )
-from fewtokens.evaluation.reconstruction.protocol import Protocol, hash_weights
+from fewtokens.evaluation.reconstruction.protocol import Protocol
+from fewtokens.evaluation.reconstruction.weights import MissingWeights, hash_weights
 from tests.evaluation.reconstruction.scenes import moving_texture
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fewtokens.evaluation.reconstruction.lpips import Lpips, lpips
 from fewtokens.evaluation.reconstruction.metrics import (
     MAX_PSNR,
     code_health,
@@ -187,6 +188,10 @@ def test_evaluate_has_stable_keys():
     assert set(evaluate(x[0, :1, :, :8, :8], y[0, :1, :, :8, :8])) == {"psnr", "psnr_clip"}
     with pytest.raises(ValueError, match="codebook="):
         evaluate(x, y, codes)
+    x, y = videos((32, 32), frames=1)
+    model = Lpips().eval()
+    expected = float(lpips(x, y, model).mean())
+    assert expected > 0 and evaluate(x, y, perceptual=model)["lpips"] == pytest.approx(expected)
 
 
 def test_videos_of_the_wrong_kind():

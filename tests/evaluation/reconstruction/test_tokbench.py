@@ -255,7 +255,7 @@ def test_real_text_is_read_worse_at_fewer_bits():
     assert scores[0]["t_ned"] > 0.9 > scores[2]["t_ned"]
     assert scores[0]["t_ned"] >= scores[1]["t_ned"] >= scores[2]["t_ned"]
     half = text_scores([other], blur(4), read, size=512)
-    assert half.reconstruction.means["t_ned"] < half.resize_only.means["t_ned"] <= exact.resize_only.means["t_ned"]
+    assert half.reconstruction.means["t_ned"] < 0.9 < half.resize_only.means["t_ned"]
 
 
 @pytest.mark.data

@@ -16,16 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.evaluation.reconstruction.protocol import Protocol, hash_file, hash_weights
+from fewtokens.evaluation.reconstruction.protocol import Protocol
+from fewtokens.evaluation.reconstruction.weights import MissingWeights, hash_file, hash_weights
 
 # Features [n,D] of videos [B,T,3,H,W] in 0..1.
 Features = Callable[[Tensor], Tensor]
 # (originals, reconstructions), each [B,T,3,H,W] in 0..1.
 Pairs = Iterable[tuple[Tensor, Tensor]]
-
-
-class MissingWeights(ValueError):
-    """A measure needs the weights of a published network, and their file was not given or is not one."""
 
 
 @dataclass(frozen=True)

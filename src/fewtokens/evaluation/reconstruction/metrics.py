@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewtokens.evaluation.reconstruction.lpips import Lpips, lpips
+
 MAX_PSNR = 60.0
 """The PSNR of equal frames in dB, as in libvmaf for 8 bits: one exact frame leaves the mean over frames finite."""
 
@@ -32,21 +34,23 @@ def evaluate(
     codebook: int | Sequence[int] | None = None,
     chunk: int | None = None,
     first_chunk: int | None = None,
+    perceptual: Lpips | None = None,
 ) -> dict[str, float]:
-    """Returns all measures of videos that need no weights, as means over the videos.
+    """Returns the measures of videos, as means over the videos.
 
     Args:
         original, reconstruction: [B,T,3,H,W] or, for one video, [T,3,H,W], in 0..1.
         codes: int [...,Q]; -1 marks codes that do not exist. Without it the keys of codes are absent.
         codebook: number of entries, one for all Q codes of a token or Q of them. Required with `codes`.
         chunk, first_chunk: frames per chunk if the video was decoded in chunks, as for `seam_flicker`.
+        perceptual: for LPIPS, which needs weights.
 
     Returns:
         "psnr" (dB, mean of the PSNR of each frame), "psnr_clip" (dB, PSNR of the error pooled over the video),
         "ssim", "ms_ssim" (0 to 1), "ms_ssim_scales" (the number of scales that the frames have room for),
         "temporal_error" (mean absolute error of frame differences, 0..1; absent for one frame), "flicker" (as
-        `seam_flicker`; absent without `chunk` or if there is only one chunk), and those of `code_health`. SSIM is
-        absent for frames below 11 pixels.
+        `seam_flicker`; absent without `chunk` or if there is only one chunk), "lpips" (absent without `perceptual`),
+        and those of `code_health`. SSIM is absent for frames below 11 pixels.
 
     Raises:
         ValueError: shapes differ, values are not float, or `codes` come without `codebook`.
@@ -63,6 +67,8 @@ def evaluate(
         values["temporal_error"] = temporal_difference_error(x, y)
     if chunk and x.shape[1] > (first_chunk or chunk):
         values["flicker"] = seam_flicker(x, y, chunk, first=first_chunk)
+    if perceptual is not None:
+        values["lpips"] = lpips(x, y, perceptual)
     report = {name: float(value.mean()) for name, value in values.items()}
     if codes is not None:
         if codebook is None:

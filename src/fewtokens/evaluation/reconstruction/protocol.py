@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 FirstFrame = Literal["kept", "dropped"]
 
@@ -62,18 +60,3 @@ class Protocol:
         """Raises ValueError if the number of clips is not that of the record."""
         if clips != self.clips:
             raise ValueError(f"the protocol states {self.clips} clips, got {clips}")
-
-
-def hash_file(path: str | Path) -> str:
-    """The SHA-256 of a file's content, 64 hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_weights(network: nn.Module) -> str:
-    """The SHA-256 of the names, shapes and values of all tensors of a network, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        digest.update(tensor.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()

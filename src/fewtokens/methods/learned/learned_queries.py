@@ -45,6 +45,7 @@ class LearnedQueries(Resampler):
         heads: maximum number of attention heads; the largest number up to this that divides `dim` is used.
         ordered: whether a query attends only to the tokens, to itself and to earlier queries, and tokens only to
             tokens. Then the first k queries are the same for any number of queries.
+        channels: channels of the new tokens, by a linear layer at the end. Default: None, `dim` without a layer.
         checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
@@ -61,6 +62,7 @@ class LearnedQueries(Resampler):
         num_layers: int = 4,
         heads: int = 6,
         ordered: bool = False,
+        channels: int | None = None,
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
@@ -72,8 +74,17 @@ class LearnedQueries(Resampler):
         self.places = PositionEmbedding(dim)
         self.queries = nn.Parameter(torch.randn(int(self.budget.value), dim) * dim**-0.5)
         self.blocks = nn.ModuleList(QueryBlock(dim, heads) for _ in range(num_layers))
+        if channels is not None:
+            check_counts(channels=channels)
+        self.channels = channels
         self.norm = nn.LayerNorm(dim)
+        self.project = nn.Identity() if channels is None else nn.Linear(dim, channels)
         load_weights(self, checkpoint)
+
+    @property
+    def out_dim(self) -> int:
+        """The number of channels of the new tokens."""
+        return self.channels or self.dim
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
@@ -88,7 +99,7 @@ class LearnedQueries(Resampler):
         last = self.blocks[-1]
         assert isinstance(last, QueryBlock)
         queries, attention = last.attend_queries(x, queries, mask, ordered=self.ordered)
-        queries, attention = self.norm(queries), with_attention_floor(attention)
+        queries, attention = self.project(self.norm(queries)), with_attention_floor(attention)
         if per_frame:
             return resample_frames(tokens, attention, queries)
         return Resampled(queries, attention, constant_count(tokens, queries.shape[1]))

@@ -71,7 +71,9 @@ class Scissor(Method):
             else:
                 # A threshold of 1 connects nothing.
                 target = self.counts(tokens)
-                tau = find_threshold(lambda tau, floor: passes.leave(tau, floor, target), -1.0, 1.0, target)
+                tau = find_threshold(
+                    lambda tau, floor: passes.count(tau, floor, target), target, tokens.count, -1.0, 1.0
+                )
             representatives = passes.representatives(tau)
             nearest = passes.assign(representatives)
             plan = Plan.group(nearest, tokens, representatives.unit.shape[1])
@@ -101,7 +103,7 @@ class _Passes:
     """
 
     # The last thresholds that left enough tokens, with their representatives.
-    last: tuple[Tensor, _Representatives | None] | None = None
+    last: tuple[Tensor, _Representatives] | None = None
     # The edges of components of frames that were compared with all others, and their numbers of tokens, both by first
     # tokens.
     compared: tuple[Edges, Tensor] | None = None
@@ -131,8 +133,9 @@ class _Passes:
     def representatives(self, tau: Tensor) -> _Representatives:
         """The representatives after both passes, with a separate tau [B] for each video."""
         if self.last is None or not torch.equal(self.last[0], tau):
-            self.last = tau, self._both_passes(tau, tau, torch.zeros_like(self.tokens.count))
-        assert self.last[1] is not None
+            found = self._both_passes(tau, tau, torch.zeros_like(self.tokens.count))
+            assert found is not None
+            self.last = tau, found
         return self.last[1]
 
     def _both_passes(self, tau: Tensor, floor: Tensor, least: Tensor) -> _Representatives | None:
@@ -213,22 +216,22 @@ class _Passes:
         bound, _ = best_match(rows, sketch(representatives.unit, self.axes), _unless_all(representatives.real), own)
         return ~(bound < similarity - SKETCH_ERROR)
 
-    def leave(self, tau: Tensor, floor: Tensor, target: Tensor) -> Tensor:
-        """Whether thresholds [B] leave at least `target` [B] tokens, bool [B]; mostly without the assignment.
+    def count(self, tau: Tensor, floor: Tensor, target: Tensor) -> Tensor:
+        """The number of tokens that thresholds [B] leave, or one on the same side of `target` [B], int64 [B].
 
-        Later thresholds must not be below `floor` [B]: the pairs compared now are not compared again.
+        From the target on it is an upper bound, which mostly takes no assignment. Below the target it may be 0. Later
+        thresholds must not be below `floor` [B]: the pairs compared now are not compared again.
         """
         found = self._both_passes(tau, floor, target)
         if found is None:
-            return torch.zeros_like(target, dtype=torch.bool)
-        count = self._least_count(found)
-        if bool(((count < target) & (found.real.sum(1) >= target)).any()):
+            return torch.zeros_like(target)
+        least, most = self._least_count(found), found.real.sum(1)
+        if bool(((least < target) & (most >= target)).any()):
             # Some representatives may have no tokens.
-            count = (_occupied(self.assign(found), self.tokens.mask, found.real.shape[1]) > 0).sum(1)
-        enough = count >= target
-        if bool(enough.all()):
+            least = most = (_occupied(self.assign(found), self.tokens.mask, found.real.shape[1]) > 0).sum(1)
+        if bool((least >= target).all()):
             self.last = tau, found
-        return enough
+        return most
 
     def _least_count(self, representatives: _Representatives) -> Tensor:
         """The number of representatives that keep the most similar token of their component, int64 [B]."""

@@ -93,7 +93,7 @@ class VisualWords(Reducer):
         if self.distance is not None:
             return merge_words(torch.full_like(similar[:, 0], 1 - self.distance))
         target = self.counts(tokens)
-        tau = find_threshold(lambda tau, _: merge_words(tau).count >= target, -1.0, 1.01, target)
+        tau = find_threshold(lambda tau, _: merge_words(tau).count, target, tokens.count, -1.0, 1.01)
         plan = merge_words(tau)
         return plan.then(merge_to(tokens.apply(plan), target))
 

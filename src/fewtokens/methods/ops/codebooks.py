@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.methods.ops.codes import straight_through
-
 Measure = Literal["euclidean", "cosine", "dot"]
 
 # No table of distances has more entries than this (64 MiB in float32).
@@ -154,8 +152,9 @@ def _rows_at(table: Tensor, index: Tensor) -> Tensor:
 class AttentionBook(nn.Module):
     """A codebook that tokens attend to: the code is the entry with the most attention, and its value is the result.
 
-    The quantizer of CODA (arXiv 2503.17760): queries of the tokens and keys of the entries are normalized (RMSNorm);
-    the gradient is that of the attention to all entries, so every entry is trained and none dies.
+    The quantizer of CODA (arXiv 2503.17760): queries of the tokens and keys of the entries are normalized (RMSNorm).
+    Queries and keys have the gradient of the attention to all entries, so every entry is trained and none dies; the
+    value that is chosen has the gradient of the result.
 
     Args:
         size: the number K of entries.
@@ -166,9 +165,8 @@ class AttentionBook(nn.Module):
     def __init__(self, size: int, dim: int, *, width: int = 32) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.randn(size, dim))
-        self.query, self.key = nn.Linear(dim, width, bias=False), nn.Linear(dim, width, bias=False)
-        self.value = nn.Linear(dim, dim, bias=False)
-        self.query_norm, self.key_norm = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+        self.query, self.key, self.value = nn.Linear(dim, width), nn.Linear(dim, width), nn.Linear(dim, dim)
+        self.query_norm, self.key_norm = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
 
     def codes(self, x: Tensor) -> Tensor:
         """The codes of x [...,D], int64 [...]."""
@@ -191,8 +189,10 @@ class AttentionBook(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             queries = self._normed(self.query_norm, self.query, x)
             logits = queries @ self._keys().T / math.sqrt(self.key.out_features)
-            soft = logits.softmax(-1) @ self._values()
-        return straight_through(self.entries(codes), soft), logits
+            attention, values = logits.softmax(-1), self._values()
+            # Zero, with the gradient of the attention to all values.
+            gradient = (attention - attention.detach()) @ values.detach()
+        return take(values, codes) + gradient, logits
 
     def losses(self, x: Tensor, quantized: Tensor, codes: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """The losses of vectors x [n,D], from the results of `attend`: distances, and the entropy of the attention."""

@@ -19,8 +19,8 @@ from fewtokens.methods.ops.search import find_threshold
 # Frames are compared in blocks of at most this many entries (4 MiB in float32), which stay in the cache.
 _MAX_BLOCK_ENTRIES = 1 << 20
 
-# Bisections of the threshold that fits a budget. A count at one threshold costs far less than merging in pairs, which
-# 16 of them spare in a video of 25,000 cells: the threshold itself leaves the exact count.
+# The resolution of the threshold that fits a budget. A count at one threshold costs far less than merging in pairs,
+# which 2**16 steps spare in a video of 25,000 cells: the threshold itself leaves the exact count.
 _HALVINGS = 16
 
 
@@ -70,7 +70,7 @@ class Squares:
             else:
                 # No cosine exceeds 1, so the highest threshold keeps all tokens.
                 space = time = find_threshold(
-                    lambda tau, _: tree.count(tau, tau) >= count, -1.0, 1.01, count, halvings=_HALVINGS
+                    lambda tau, _: tree.count(tau, tau), count, tokens.count, -1.0, 1.01, halvings=_HALVINGS
                 )
             plan = tree.plan(tokens, space, time)
         merged = tokens.apply(plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, readable, top_mask
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.segments import rank_within, split_over_frames
 
@@ -37,8 +37,14 @@ class AttentionTopk(Reducer):
         return ("attention",)
 
     def plan(self, tokens: Tokens, *, attention: Tensor) -> Plan:
-        frame, frames = tokens.frame.masked_fill(~tokens.mask, -1), tokens.grid.T
-        budget = split_over_frames(tokens, self.counts(tokens)).diff(dim=1)
-        rank = rank_within(-attention.float(), frame, frames)
-        kept = (rank < budget.gather(1, frame.clamp(min=0))) & tokens.mask
+        T = tokens.grid.T
+        budget = split_over_frames(tokens, self.counts(tokens)).diff(dim=1)  # [B,T]
+        if readable(tokens.mask) and tokens.has_full_grid():
+            # One short sort per frame, where the tokens of all frames would be sorted twice.
+            scores, mask = (values.reshape(tokens.B * T, -1) for values in (attention.float(), tokens.mask))
+            kept = top_mask(scores, budget.flatten(), mask).reshape(tokens.B, -1)
+        else:
+            frame = tokens.frame.masked_fill(~tokens.mask, -1)
+            rank = rank_within(-attention.float(), frame, T)
+            kept = (rank < budget.gather(1, frame.clamp(min=0))) & tokens.mask
         return Plan.keep(kept, self.max_slots(tokens))

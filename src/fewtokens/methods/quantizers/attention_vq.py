@@ -15,11 +15,12 @@ class AttentionVq(Quantizer):
 
     The quantizer of CODA (arXiv 2503.17760), without its scales, which `multi_scale_vq(book="attention")` has:
     q = W_q x and k = W_k e, both normalized (RMSNorm), v = W_v e, A = softmax(q k^T / sqrt(width)). The value is
-    v[argmax A], and the gradient that of A v, so that all entries are trained. In training, four losses: the squared
-    distances of the result to the token (with both gradients), of the token to the value, of the value to the token
-    (0.05), and the entropy of the attention at temperature 0.01 minus that of its mean (0.05).
+    v[argmax A], with the gradient of A v to q and k, so that all entries are trained. In training, four losses: the
+    squared distance of the result to the token (with both gradients), of the token to the value, of the value to the
+    token (0.05), and the entropy of the attention at temperature 0.01 minus that of its mean (0.05).
 
-    Differs from CODA: layers without bias, which the paper leaves open.
+    Differs from CODA: its entropy of the mean adds 1e-5 to probabilities, so that its gradient is smaller for entries
+    that few tokens attend to.
 
     Args:
         size: number of entries, at least 2. Default: 1024; CODA has 16384 and 65536.

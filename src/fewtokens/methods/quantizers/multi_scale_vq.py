@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -96,6 +97,10 @@ class MultiScaleVq(Quantizer):
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         return (self.size,) * len(self.pairs)
+
+    def planned_bits(self, grid: Grid, tokens: int) -> float:
+        codes = grid.T * sum(rows * columns for rows, columns in self.shapes(grid))
+        return codes * math.log2(self.size)
 
     def shapes(self, grid: Grid) -> list[tuple[int, int]]:
         """Returns the rows and columns of each scale in the frames of a grid."""

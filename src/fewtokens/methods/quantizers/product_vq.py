@@ -95,7 +95,13 @@ class ProductVq(Quantizer):
         if self.training and self.orthogonality:
             stacked = real_rows(torch.stack(quantized, -2), mask)
             losses["orthogonality"] = self.orthogonality * orthogonality(stacked)
-        return Quantized(straight_through(self.lookup(codes), self._join(quantized)), codes, losses)
+        # The values of the entries as they are after the step, so that `lookup` gives the same bits and the gradient of
+        # the projection is that of the features returned.
+        values = [
+            straight_through(entries(codebook, code), x)
+            for codebook, (x, code, _) in zip(self.codebooks, parts, strict=True)
+        ]
+        return Quantized(self._join(values), codes, losses)
 
     def lookup(self, codes: Tensor) -> Tensor:
         parts = zip(self.codebooks, codes.unbind(-1), strict=True)

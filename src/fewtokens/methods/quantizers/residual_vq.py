@@ -70,10 +70,16 @@ class ResidualVq(Quantizer):
 
     def quantize(self, features: Tensor, mask: Tensor | None = None) -> Quantized:
         x, codes, losses = quantize_with(self.codebooks, project(self.project_in, features), mask, self.training)
-        return Quantized(straight_through(self.lookup(codes), project(self.project_out, x)), codes, losses)
+        # The values of the entries as they are after the step, so that `lookup` gives the same bits and the gradient of
+        # the projection is that of the features returned.
+        return Quantized(project(self.project_out, straight_through(self._sums(codes), x)), codes, losses)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Returns the features of codes [B,N,Q]; a missing last level counts as -1."""
+        """Returns the features of codes [B,N,Q]; -1, or a missing last level, stands for no detail of that level."""
+        return project(self.project_out, self._sums(codes))
+
+    def _sums(self, codes: Tensor) -> Tensor:
+        """The sums of the entries of all levels, float32 [B,N,code_dim]."""
         levels = zip(self.codebooks.layers, codes.unbind(-1), strict=False)
         details = [entries(layer, code) for layer, code in levels]
-        return project(self.project_out, torch.stack(details).sum(0))
+        return torch.stack(details).sum(0)

@@ -68,8 +68,10 @@ class Vq(Quantizer):
 
     def quantize(self, features: Tensor, mask: Tensor | None = None) -> Quantized:
         x, codes, losses = quantize_with(self.codebook, project(self.project_in, features), mask, self.training)
-        codes = codes[..., None]
-        return Quantized(straight_through(self.lookup(codes), project(self.project_out, x)), codes, losses)
+        # The values of the entries as they are after the step, so that `lookup` gives the same bits and the gradient of
+        # the projection is that of the features returned.
+        x = straight_through(entries(self.codebook, codes), x)
+        return Quantized(project(self.project_out, x), codes[..., None], losses)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return project(self.project_out, entries(self.codebook, codes[..., 0]))

@@ -27,6 +27,21 @@ _IMAGE = ("AutoencoderKL", "AutoencoderDC")
 
 # Autoencoders that can be built on the meta device, to count parameters, without their weights.
 KNOWN: dict[str, dict[str, Any]] = {
+    "EPFL-VILAB/flextok_vae_c16": {
+        "_class_name": "AutoencoderKL", "block_out_channels": (128, 256, 512, 512), "latent_channels": 16,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+    },
+    "stabilityai/sd-vae-ft-mse": {
+        "_class_name": "AutoencoderKL", "block_out_channels": (128, 256, 512, 512), "latent_channels": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+    },
+    "xwen99/mar-vae-kl16": {
+        "_class_name": "AutoencoderKL", "block_out_channels": (128, 128, 256, 256, 512), "latent_channels": 16,
+        "down_block_types": ("DownEncoderBlock2D",) * 5, "up_block_types": ("UpDecoderBlock2D",) * 5,
+        "layers_per_block": 2,
+    },
     "black-forest-labs/FLUX.1-schnell": {
         "_class_name": "AutoencoderKL", "block_out_channels": (128, 256, 512, 512), "latent_channels": 16,
         "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -99,10 +114,23 @@ class Half(nn.Module):
         return x if self.is_video else x.unflatten(0, (len(latents), -1)).transpose(1, 2)
 
 
+def grouped_stride(half: Half, groups: int) -> Stride:
+    """Returns the stride of tokens if the channels of a latent are divided into tokens, in successive rows.
+
+    Raises:
+        ValueError: they, or the rows of pixels, cannot be divided equally.
+    """
+    t, y, x = half.stride
+    if groups < 1 or half.channels % groups or y % groups:
+        raise ValueError(f"groups must divide the {half.channels} channels and {y} rows of a latent, got {groups}")
+    return t, y // groups, x
+
+
 class Dct(nn.Module):
     """The lowest discrete cosine coefficients of each patch and channel of color: a small autoencoder of fixed weights.
 
-    The coefficients are those of the orthonormal transform, divided by the side of the patch, so the first is the mean.
+    The coefficients are those of the orthonormal transform, divided by the side of the patch, so the first are the
+    means of the three colors; channels are ordered by frequency, then color.
 
     Args:
         patch: side of a patch in pixels.
@@ -118,21 +146,29 @@ class Dct(nn.Module):
         rows = torch.cos(torch.pi * wave[:, None] * place / patch) * (2 / patch) ** 0.5  # [k,patch]
         rows[0] /= 2**0.5
         basis = torch.einsum("ip,jq->ijpq", rows, rows).reshape(k * k, patch, patch)
-        weight = torch.einsum("cd,kpq->ckdpq", torch.eye(3), basis).reshape(channels, 3, patch, patch)
-        self.analysis = nn.Conv2d(3, channels, patch, patch, bias=False)
-        self.conv1 = nn.Conv2d(channels, 3 * patch * patch, 1, bias=False)
-        self.patch = patch
+        weight = torch.einsum("cd,kpq->kcdpq", torch.eye(3), basis).reshape(channels, 3, patch, patch)
+        self.encoder = nn.Conv2d(3, channels, patch, patch, bias=False)
+        self.decoder = _Inverse(channels, patch)
         with torch.no_grad():
-            self.analysis.weight.copy_(weight / patch)
-            self.conv1.weight.copy_((weight * patch).flatten(1).T[..., None, None])
+            self.encoder.weight.copy_(weight / patch)
+            self.decoder.conv1.weight.copy_((weight * patch).flatten(1).T[..., None, None])
 
     def encode(self, x: Tensor) -> SimpleNamespace:
         """Returns the coefficients [F,C,H',W'] of images [F,3,H,W], as `latent`."""
-        return SimpleNamespace(latent=self.analysis(x))
+        return SimpleNamespace(latent=self.encoder(x))
 
     def decode(self, z: Tensor) -> SimpleNamespace:
         """Returns the images of coefficients, as `sample`."""
-        return SimpleNamespace(sample=F.pixel_shuffle(self.conv1(z), self.patch))
+        return SimpleNamespace(sample=self.decoder(z))
+
+
+class _Inverse(nn.Module):
+    def __init__(self, channels: int, patch: int) -> None:
+        super().__init__()
+        self.conv1, self.patch = nn.Conv2d(channels, 3 * patch * patch, 1, bias=False), patch
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv1(z), self.patch)
 
 
 class Lora(nn.Module):
@@ -163,7 +199,10 @@ def add_lora(network: nn.Module, rank: int) -> None:
 def _load(network: str, patch: int, channels: int) -> tuple[Any, dict[str, Any], str]:
     """The network, its config and the name of its class."""
     if network == "dct":
-        return Dct(patch, channels), {"patch": patch, "latent_channels": channels}, "Dct"
+        side = math.isqrt(channels // 3)
+        # Amplitudes of natural images fall with the frequency.
+        std = [0.4 * (1 + i + j) ** -1.5 for i in range(side) for j in range(side) for _ in range(3)]
+        return Dct(patch, channels), {"patch": patch, "latent_channels": channels, "latents_std": std}, "Dct"
     if network in KNOWN and torch.get_default_device().type == "meta":
         config = dict(KNOWN[network])
         kind = config.pop("_class_name")

@@ -254,13 +254,14 @@ class TubeletEmbedding(nn.Module):
         width: number of channels of a cell.
         stride: frames, rows and columns of a tubelet.
         first_frame: whether the first frame has cells of its rows and columns alone.
+        channels: of the input, 3 for pixels.
     """
 
-    def __init__(self, width: int, stride: Sequence[int], first_frame: bool) -> None:
+    def __init__(self, width: int, stride: Sequence[int], first_frame: bool, *, channels: int = 3) -> None:
         super().__init__()
         t, h, w = self.stride = (stride[0], stride[1], stride[2])
-        self.first = nn.Linear(3 * h * w, width) if first_frame else None
-        self.rest = nn.Linear(3 * t * h * w, width)
+        self.first = nn.Linear(channels * h * w, width) if first_frame else None
+        self.rest = nn.Linear(channels * t * h * w, width)
 
     def forward(self, x: Tensor, *, start: bool = True) -> Tensor:
         """Embeds frames [B,3,T,H,W] as cells [B,T',H',W',C]; `start` is whether they begin with the first frame."""
@@ -278,13 +279,13 @@ class TubeletEmbedding(nn.Module):
 
 
 class TubeletPixels(nn.Module):
-    """The inverse of `TubeletEmbedding`: linear layers from the features of cells to the pixels of their tubelets."""
+    """The mirror of `TubeletEmbedding`: linear layers from the features of cells to the pixels of their tubelets."""
 
-    def __init__(self, width: int, stride: Sequence[int], first_frame: bool) -> None:
+    def __init__(self, width: int, stride: Sequence[int], first_frame: bool, *, channels: int = 3) -> None:
         super().__init__()
         t, h, w = self.stride = (stride[0], stride[1], stride[2])
-        self.first = nn.Linear(width, 3 * h * w) if first_frame else None
-        self.rest = nn.Linear(width, 3 * t * h * w)
+        self.first = nn.Linear(width, channels * h * w) if first_frame else None
+        self.rest = nn.Linear(width, channels * t * h * w)
 
     def forward(self, x: Tensor, *, start: bool = True) -> Tensor:
         """Maps cells [B,T',H',W',C] to frames [B,3,T,H,W]; `start` is whether they begin with the first frame."""

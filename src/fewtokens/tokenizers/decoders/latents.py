@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from fewtokens.tokenizers.blocks.autoencoder import Half, add_lora
+from fewtokens.tokenizers.blocks.autoencoder import Half, add_lora, grouped_stride
 from fewtokens.tokenizers.parts import GridDecoder
 
 
@@ -17,7 +18,8 @@ class Latents(GridDecoder):
 
     Args:
         network: see the encoder `latents`.
-        dim: channels of the latents.
+        dim: channels of a token.
+        groups: tokens of a latent, see the encoder `latents`.
         lora: rank of the trained convolutions that are added to those of the residual blocks, as in CODA
             (arXiv 2503.17760); 0 for none.
         rectifier: channels of a network of `blocks` residual blocks that corrects the quantized latents before they are
@@ -35,6 +37,7 @@ class Latents(GridDecoder):
         network: str = "dct",
         *,
         dim: int = 12,
+        groups: int = 1,
         lora: int = 0,
         rectifier: int = 0,
         blocks: int = 3,
@@ -43,16 +46,26 @@ class Latents(GridDecoder):
         super().__init__()
         if min(lora, rectifier, blocks) < 0:
             raise ValueError(f"lora, rectifier and blocks must be at least 0, got {lora}, {rectifier} and {blocks}")
-        self.coder = Half(network, "decoder", patch=patch, channels=dim)
-        self.stride, self.first_frame = self.coder.stride, self.coder.first_frame
-        self.network, self.dim, self.patch = network, self.coder.channels, self.stride[1]
+        self.coder = Half(network, "decoder", patch=patch, channels=dim * groups)
+        self.stride, self.first_frame = grouped_stride(self.coder, groups), self.coder.first_frame
+        self.network, self.groups = network, groups
+        self.dim, self.patch = self.coder.channels // groups, self.coder.stride[1]
         self.lora, self.rectifier, self.blocks = lora, rectifier, blocks
         if lora:
             add_lora(self.coder, lora)
-        self.correction = Rectifier(self.dim, rectifier, blocks) if rectifier else None
+        self.correction = Rectifier(self.coder.channels, rectifier, blocks) if rectifier else None
 
     def pixels_of(self, latents: Tensor) -> Tensor:
-        return self.coder.decode(latents if self.correction is None else self.correction(latents))
+        return self.coder.decode(self.correct(latents))
+
+    def correct(self, latents: Tensor) -> Tensor:
+        """The latents [B,g*C,T,H,W] that are decoded, from the features [B,C,T,H*g,W] of all cells."""
+        z = self.whole(latents)
+        return z if self.correction is None else self.correction(z)
+
+    def whole(self, latents: Tensor) -> Tensor:
+        """The latents of features, not corrected; shapes as in `correct`."""
+        return rearrange(latents, "b c t (h g) w -> b (g c) t h w", g=self.groups)
 
 
 class Rectifier(nn.Module):

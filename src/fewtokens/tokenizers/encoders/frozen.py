@@ -25,10 +25,21 @@ _VIT_L = {"dim": 1024, "depth": 24, "num_heads": 16}
 
 # Networks that can be built on the meta device, to count parameters, without their weights.
 KNOWN: dict[str, ViTConfig] = {
+    "OpenGVLab/InternViT-300M-448px": ViTConfig(
+        patch_size=14,
+        image_size=(448, 448),
+        layer_scale=True,
+        norm_last=False,
+        **_VIT_L,  # type: ignore[arg-type]
+    ),
     "facebook/dinov2-small": ViTConfig(**_DINOV2),  # type: ignore[arg-type]
     "facebook/dinov2-base": ViTConfig(dim=768, num_heads=12, **_DINOV2),  # type: ignore[arg-type]
+    "facebook/dinov2-large": ViTConfig(**_VIT_L, **_DINOV2),  # type: ignore[arg-type]
     "facebook/dinov2-with-registers-large": ViTConfig(num_registers=4, antialias=True, **_VIT_L, **_DINOV2),  # type: ignore[arg-type]
     "facebook/vit-mae-large": ViTConfig(**_VIT_L),  # type: ignore[arg-type]
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": ViTConfig(
+        dim=1280, depth=32, num_heads=16, patch_size=14, norm_first=True, patch_bias=False
+    ),
     "openai/clip-vit-large-patch14": ViTConfig(**_CLIP, **_VIT_L),  # type: ignore[arg-type]
     "google/siglip-so400m-patch14-384": ViTConfig(patch_size=14, image_size=(384, 384), **_SIGLIP),  # type: ignore[arg-type]
     "google/siglip2-so400m-patch14-384": ViTConfig(patch_size=14, image_size=(384, 384), **_SIGLIP),  # type: ignore[arg-type]
@@ -80,6 +91,11 @@ class Frozen(VideoEncoder):
         self.network, self.layers, self.stride = network, tuple(layers), (1, stride[1], stride[2])
         self.trainable, self.seed = trainable, seed
         self.width, self.depth, self.patch = config.dim, config.depth, config.patch_size
+        if trainable:
+            # Parts that are not read would get no gradient.
+            last = config.depth if -1 in layers else max(layers)
+            vit.blocks = vit.blocks[:last]
+            vit.norm_last = vit.norm_last if -1 in layers else nn.Identity()
         self.vit: nn.Module = vit if trainable else Fixed(vit)
 
     @property

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fewtokens.core import files
 from fewtokens.core.encoder import Encoder
 from fewtokens.encoders.load import load_encoder
+from fewtokens.evaluation.reconstruction.lpips import Lpips
 
 PIXEL_LOSSES = ("l1", "l2", "charbonnier", "logit_laplace")
 
@@ -44,9 +42,8 @@ class Perceptual(nn.Module):
     """Distances of deep features of two videos, frame by frame, by a frozen network.
 
     Args:
-        weights: a file with the weights of LPIPS (VGG-16 and its linear layers, safetensors or `weights_only` .pth; see
-            `Lpips`), or any encoder that `load_encoder` accepts, such as a folder of DINOv2: then 1 - cosine of its
-            features, as in tokenizers with a perceptual loss of DINO.
+        weights: "BACKBONE,HEADS", the two files of LPIPS with VGG-16 (`Lpips.load`), or any encoder that `load_encoder`
+            accepts, such as a folder of DINOv2: then 1 - cosine of its features.
 
     Raises:
         ValueError: the weights are missing or do not fit.
@@ -54,8 +51,10 @@ class Perceptual(nn.Module):
 
     def __init__(self, weights: str) -> None:
         super().__init__()
-        path = Path(weights)
-        self.network: nn.Module = Lpips(path) if path.is_file() else load_encoder(weights, device="cpu")
+        backbone, separator, heads = weights.partition(",")
+        self.network: nn.Module = (
+            Lpips.load(backbone, heads, "vgg") if separator else load_encoder(weights, device="cpu")
+        )
         self.network.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Perceptual:
@@ -69,11 +68,16 @@ class Perceptual(nn.Module):
             decoded, target: [B,T,3,H,W] in about -1..1.
         """
         self.network.to(target.device)
+        pair = [(x + 1) / 2 for x in (decoded.clamp(-1, 1), target)]
         if isinstance(self.network, Lpips):
-            return self.network(decoded.flatten(0, 1), target.flatten(0, 1))
-        a, b = (self._features((x + 1) / 2) for x in (decoded.clamp(-1, 1), target))
-        distance = 1 - F.cosine_similarity(a, b, dim=-1).mean()
-        return distance, (gram(a) - gram(b)).square().mean()
+            images = [x.flatten(0, 1) for x in pair]
+            stages = [self.network.stages(x) for x in images]
+            grams = [
+                (gram(a.flatten(2).mT) - gram(b.flatten(2).mT)).square().mean() for a, b in zip(*stages, strict=True)
+            ]
+            return self.network.distance(*stages).mean(), torch.stack(grams).sum()
+        a, b = (self._features(x) for x in pair)
+        return 1 - F.cosine_similarity(a, b, dim=-1).mean(), (gram(a) - gram(b)).square().mean()
 
     def _features(self, frames: Tensor) -> Tensor:
         """The features [B*T,N,C] of frames in 0..1."""
@@ -85,92 +89,6 @@ class Perceptual(nn.Module):
 def gram(features: Tensor) -> Tensor:
     """The Gram matrix of channels of features [n,N,C], divided by N: [n,C,C] (AToken, arXiv 2509.14476)."""
     return features.transpose(1, 2) @ features / features.shape[1]
-
-
-# Output channels of the convolutions of VGG-16 between its five poolings.
-_VGG = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-_LPIPS_SHIFT, _LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-
-
-class Lpips(nn.Module):
-    """LPIPS with VGG-16 (arXiv 1801.03924), version 0.1.
-
-    Args:
-        path: weights with the names of torchvision's VGG-16 ("features.0.weight", ...) and of the LPIPS package
-            ("lin0.model.1.weight", ...) in one file: safetensors, or a .pth that torch reads with weights_only.
-
-    Raises:
-        ValueError: the file cannot be read, or tensors are missing or have another shape.
-    """
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.register_buffer("shift", torch.tensor(_LPIPS_SHIFT)[:, None, None], persistent=False)
-        self.register_buffer("scale", torch.tensor(_LPIPS_SCALE)[:, None, None], persistent=False)
-        layers: list[nn.Module] = []
-        channels = 3
-        self.ends = []  # index after the last layer of each stage
-        for stage in _VGG:
-            layers += [nn.MaxPool2d(2)] if layers else []
-            for width in stage:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-                channels = width
-            self.ends.append(len(layers))
-        self.features = nn.Sequential(*layers)
-        self.lins = nn.ParameterList(torch.zeros(1, stage[-1], 1, 1) for stage in _VGG)
-        tensors = read_tensors(path)
-        own = {f"features.{name}": value for name, value in self.features.state_dict().items()}
-        own |= {f"lin{index}.model.1.weight": value for index, value in enumerate(self.lins)}
-        found = {name: tensors[name] for name in own if name in tensors}
-        files.check_fit(own, found, f"{path}: not the weights of LPIPS with VGG-16")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(found[name])
-
-    def forward(self, decoded: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the mean distance of images [n,3,H,W] in -1..1, and that of the Gram matrices of all stages."""
-        a, b = ((x - self.shift) / self.scale for x in (decoded, target))
-        distance = grams = decoded.new_zeros(())
-        start = 0
-        for end, weight in zip(self.ends, self.lins, strict=True):
-            for layer in list(self.features)[start:end]:
-                a, b = layer(a), layer(b)
-            start = end
-            # As in the published code, the norm has an epsilon of 1e-10.
-            unit = [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in (a, b)]
-            distance = distance + ((unit[0] - unit[1]).square() * weight).sum(1).mean()
-            flat = [gram(x.flatten(2).transpose(1, 2)) for x in (a, b)]
-            grams = grams + (flat[0] - flat[1]).square().mean()
-        return distance, grams
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads named tensors from a safetensors file or a .pth without running code of a pickle.
-
-    Raises:
-        ValueError: the file does not exist or is neither.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        tensors = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: cannot be read ({files.one_line(error)})") from None
-    except Exception as error:  # pickle.UnpicklingError and the like
-        raise ValueError(f"{path}: not a file of tensors ({files.one_line(error)})") from None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{path}: must contain named tensors only")
-    return tensors
 
 
 class Discriminator(nn.Module):

@@ -1,0 +1,232 @@
+"""Small tokenizers on real clips: what each keeps at equal bits, equal steps and equal data.
+
+    python benchmarks/tokenizers.py WORK frames   # decodes the clips at a short side of 72 pixels
+    python benchmarks/tokenizers.py WORK train    # trains every row that is not in WORK yet; --only, --seeds
+    python benchmarks/tokenizers.py WORK report   # scores the trained ones, writes results/reconstruction.*
+
+Data: the clips of $FEWTOKENS_DATA/clips and /real/train. DAVIS sequences are never trained on; they and every fifth of
+the other clips, in order of their names, are held out (the 20 sign language clips share rooms and signers, so that the
+held-out ones are of known scenes). Clips of 9 x 64 x 64, batch 4, the same number of steps for every row.
+
+About 3,000 bits a clip (0.083 per pixel) in the rows of the first table: 192 tokens of 16 bits in a grid of 3 x 8 x 8,
+or the nearest that a network of queries has. `mean_frame` and `area_pooling` at these bits, x264 and x265 are in the
+table. An interrupted run resumes.
+
+Cost, on one core: 2 to 8 minutes for each row and seed at the default of 600 steps. Expect: convolutions before
+transformers after so few steps, FSQ and VQ before BSQ and LFQ, and every row below x265 in PSNR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import RESULTS, write
+from fewtokens.core import files
+from fewtokens.data.footage import Footage, find_footage
+from fewtokens.evaluation.reconstruction.compare import ClipProtocol, compare, read_clips
+from fewtokens.evaluation.reconstruction.rate_distortion import RatePoint
+from fewtokens.show.rate_distortion import draw_rate_distortion
+from fewtokens.show.strips import draw_strips
+from fewtokens.tokenizers import load_tokenizer
+from fewtokens.train.tokenizer import train_tokenizer
+from fewtokens.train.tokenizer_recipe import make_tokenizer_recipe
+
+CLIP = (9, 64, 64)
+STEPS, BATCH = 600, 4
+_CONV = "causal_conv(24) | {} > causal_conv(width=24)"
+_TRANSFORMER = (
+    "tubelet_transformer(128, stride=(4, 8, 8), layers=(('block_causal', 3),), heads=4, first_frame=True) | {} > "
+    "tubelet_transformer(width=128, stride=(4, 8, 8), layers=(('block_causal', 3),), heads=4, first_frame=True)"
+)
+
+
+_WINDOWS = _TRANSFORMER.replace("('block_causal', 3)", "('window4', 2), ('time', 2)", 1).replace(
+    "('block_causal', 3)", "('time', 2), ('space', 2)"
+)
+_LINEAR = "tubelet_transformer(128, stride=(3, 8, 8), layers=(('full', 3),), heads=4)"
+_FLOW = "patch_flow(stride=(3, 8, 8), width=128, depth=3, blocks=2, target='x')"
+_QUERIES = (
+    "tubelet(128, stride=(3, 8, 8)) | learned_queries(192, num_layers=3, heads=4) | {} > "
+    "mask_tokens(width=128, stride=(3, 8, 8), num_tokens=192, num_layers=3, heads=4)"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: a tokenizer and the part of the study that it belongs to."""
+
+    group: str
+    spec: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+def rows() -> dict[str, Row]:
+    """The rows by name."""
+    fsq = "fsq((8, 8, 8, 5, 5, 5))"
+    table = {
+        # Quantizers inside one network, 15 to 16 bits a token.
+        "conv fsq": Row("quantizers", _CONV.format(fsq)),
+        "conv vq": Row("quantizers", _CONV.format("vq(65536, code_dim=8)")),
+        "conv residual vq": Row("quantizers", _CONV.format("residual_vq(256, levels=2)")),
+        "conv product vq": Row("quantizers", _CONV.format("product_vq(256, groups=2)")),
+        "conv lfq": Row("quantizers", _CONV.format("lfq(16)")),
+        "conv bsq": Row("quantizers", _CONV.format("bsq(16)")),
+        "conv continuous": Row("continuous", _CONV.format("gaussian(4)")),
+        # Encoders and decoders, with the same quantizer.
+        "transformer fsq": Row("networks", _TRANSFORMER.format(fsq)),
+        "windows fsq": Row("networks", _WINDOWS.format(fsq)),
+        "queries fsq": Row("networks", _QUERIES.format(fsq)),
+        "transformer to flow fsq": Row("networks", f"{_LINEAR} | {fsq} > {_FLOW}"),
+        "linear fsq": Row("networks", f"tubelet(192, stride=(3, 8, 8)) | {fsq} > tubelet(stride=(3, 8, 8))"),
+        # A tail of the tokens is dropped in training, so that any number of them can be decoded.
+        "queries fsq tail drop": Row("prefixes", _QUERIES.format(f"{fsq} | tail_drop(192)")),
+        "conv residual vq 32 x 3": Row("prefixes", _CONV.format("residual_vq(32, levels=3)")),
+        "conv residual vq dropout": Row("prefixes", _CONV.format("residual_vq(32, levels=3, level_dropout=True)")),
+        # Methods between encoder and quantizer.
+        "conv tome fsq": Row("methods", _CONV.format(f"tome(keep=0.5) | {fsq}")),
+        "conv uniform fsq": Row("methods", _CONV.format(f"uniform(keep=0.5) | {fsq}")),
+        "conv tokenlearner fsq": Row("methods", _CONV.format(f"tokenlearner('32/frame') | {fsq}")),
+    }
+    return table
+
+
+def split(work: Path) -> tuple[list[Footage], list[Footage]]:
+    """The decoded clips to train on, and those held out."""
+    items = sorted(find_footage(work / "frames").items, key=lambda item: Path(item.path).name)
+    davis = [item for item in items if Path(item.path).name.startswith("davis_")]
+    others = [item for item in items if item not in davis]
+    held_out = others[4::5]
+    return [item for item in others if item not in held_out], [*davis, *held_out]
+
+
+def step_frames(options: argparse.Namespace) -> None:
+    """Decodes the clips."""
+    data = Path(os.environ.get("FEWTOKENS_DATA", "../shared/data"))
+    for folder in ("clips", "real/train"):
+        subprocess.run(
+            [sys.executable, "-m", "fewtokens", "train", "frames", str(data / folder), "--size", "72", "--out",
+             str(options.work / "frames" / folder)],
+            check=True,
+        )  # fmt: skip
+
+
+def step_train(options: argparse.Namespace) -> None:
+    """Trains the rows."""
+    training, _ = split(options.work)
+    for name, row in rows().items():
+        for seed in range(options.seeds):
+            out = options.work / "runs" / name.replace(" ", "_") / str(seed)
+            if (out / "done.json").exists() or (options.only and name not in options.only):
+                continue
+            recipe = make_tokenizer_recipe(
+                row.spec, frames=CLIP[0], size=CLIP[1], steps=options.steps, batch=BATCH, seed=seed, lr=2e-3,
+                workers=0, visits=8, save_minutes=2.0, save_every=10**6, eval_every=10**6, log_every=50, max_gap=2,
+                **row.recipe,
+            )  # fmt: skip
+            start = time.perf_counter()
+            report = train_tokenizer(training, recipe, out, device="cpu")
+            seconds = time.perf_counter() - start
+            files.write_json(out / "done.json", {"steps": report.steps, "seconds": seconds, "scores": report.scores})
+            print(f"{name}, seed {seed}: {seconds:.0f} s, {report.scores}", flush=True)
+
+
+def step_report(options: argparse.Namespace) -> None:
+    """Scores the trained rows and writes the table, the plot and the pictures."""
+    _, held_out = split(options.work)
+    protocol = ClipProtocol(*CLIP[:2], gap=2)
+    clips, broken = read_clips(held_out, protocol)
+    assert not broken, broken
+    names = [
+        (name, seed)
+        for name in rows()
+        for seed in range(options.seeds)
+        if (options.work / "runs" / name.replace(" ", "_") / str(seed) / "done.json").exists()
+    ]
+    loaded = {}
+    for name, seed in names:
+        folder = options.work / "runs" / name.replace(" ", "_") / str(seed)
+        loaded[name, seed] = load_tokenizer(folder / "tokenizer", device="cpu")
+    first = {name: tokenizer for (name, seed), tokenizer in loaded.items() if seed == 0}
+    scored = compare(list(first.items()), clips, protocol)
+    scores = {(row["name"], 0): row for row in scored["rows"] if row["kind"] == "tokenizer"}
+    for key, tokenizer in loaded.items():
+        if key[1]:
+            (scores[key], *_) = compare([(key[0], tokenizer)], clips, protocol, codecs=(), curves=False)["rows"]
+    table: list[dict[str, Any]] = []
+    for name in first:
+        seeds = [scores[key] for key in scores if key[0] == name]
+        psnr = [row["psnr"] for row in seeds]
+        done = files.read_json(options.work / "runs" / name.replace(" ", "_") / "0" / "done.json")
+        same_bits = {row["name"]: row for row in scored["rows"] if row["at"] == name}
+        table.append({
+            "name": name, "group": rows()[name].group, "spec": rows()[name].spec,
+            "parameters": sum(p.numel() for p in first[name].parameters()), "tokens": seeds[0]["tokens"],
+            "bits_per_pixel": seeds[0]["bits_per_pixel"],
+            "entropy_bits_per_pixel": seeds[0].get("entropy_bits_per_pixel"),
+            "psnr": sum(psnr) / len(psnr), "psnr_spread": max(psnr) - min(psnr), "seeds": len(psnr),
+            "ssim": sum(row["ssim"] for row in seeds) / len(seeds),
+            "temporal_error": sum(row["temporal_error"] for row in seeds) / len(seeds),
+            "usage": seeds[0].get("usage"), "perplexity": seeds[0].get("perplexity"),
+            "area_pooling": same_bits["area_pooling"]["psnr"], "x264": same_bits["x264"]["psnr"],
+            "x265": same_bits["x265"]["psnr"], "x265_above_target": same_bits["x265"]["above_target"],
+            "steps": done["steps"], "minutes": done["seconds"] / 60,
+        })  # fmt: skip
+    references = [
+        {
+            "name": row["name"], "at": row["at"] or "-", "bits_per_pixel": row["bits_per_pixel"],
+            "header_bits_per_pixel": row["header_bits"] / math.prod(CLIP),
+            **{name: row[name] for name in ("psnr", "psnr_clip", "ssim", "temporal_error")},
+        }
+        for row in scored["rows"]
+        if row["kind"] != "tokenizer" and (not row["at"] or "crf" in row["at"])
+    ]  # fmt: skip
+    points = [RatePoint(row["name"], row["bits_per_pixel"], {"psnr": row["psnr"]}) for row in table]
+    points += [RatePoint(row["name"], row["bits_per_pixel"], {"psnr": row["psnr"]}) for row in references]
+    caption = (
+        f"{len(clips)} held-out clips of 9 x 64 x 64, {table[0]['steps']} steps of {BATCH} clips; bits of codes by "
+        "formula, of codecs without headers."
+    )
+    draw_rate_distortion(points, "psnr", RESULTS / "reconstruction.png", caption=caption)
+    shown = clips[:: max(1, len(clips) // 8)][:8]
+    middle = CLIP[0] // 2
+    strips = [("original", torch.stack([clip.frames[middle] for clip in shown]))]
+    for name, tokenizer in first.items():
+        decoded = [tokenizer.decode(tokenizer.encode(clip.frames))[0, middle] for clip in shown]
+        strips.append((name.replace(" ", "\n", 1), (torch.stack(decoded) * 255).round().byte()))
+    draw_strips(strips, RESULTS / "reconstruction_clips.png", title="Reconstructions", caption=caption, side=72)
+    write(
+        "reconstruction",
+        "Small tokenizers at equal bits",
+        "python benchmarks/tokenizers.py WORK frames|train|report",
+        {"Tokenizers": table, "Codecs and simple reconstructions": references},
+        f"{caption} PSNR is the mean over frames, psnr_spread the range over the seeds. area_pooling, x264 and x265 "
+        "are their PSNR at the bits of the row; x265_above_target is the share of clips for which x265 does not reach "
+        f"so few bits. Held out: {', '.join(Path(clip.name).stem for clip in clips)}.",
+        ["reconstruction.png", "reconstruction_clips.png"],
+    )
+
+
+def main() -> None:
+    steps = {name.removeprefix("step_"): function for name, function in globals().items() if name.startswith("step_")}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder of frames and runs")
+    parser.add_argument("step", choices=list(steps), metavar="STEP", help=", ".join(steps))
+    parser.add_argument("--only", nargs="*", default=[], help="names of rows")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds for each row (default 1)")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps (default {STEPS})")
+    options = parser.parse_args()
+    steps[options.step](options)
+
+
+if __name__ == "__main__":
+    main()

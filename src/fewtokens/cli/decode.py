@@ -1,0 +1,192 @@
+"""`fewtokens decode`: decodes the files of `fewtokens encode`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fewtokens.cli.command import verb
+from fewtokens.cli.console import fail, log
+from fewtokens.cli.errors import check_exists, check_folder
+from fewtokens.cli.options import ENCODER, OUTPUT, Check, DeviceOption, JsonOption, check_tokenizer
+from fewtokens.cli.progress import progress
+from fewtokens.cli.resume import distinct_names, unique_paths, write_failures
+from fewtokens.cli.tables import print_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewtokens.tokenizers import Tokenizer
+    from fewtokens.tokenizers.files import Header
+
+_VIDEOS, _IMAGES = (".mp4", ".mov", ".mkv", ".webm", ".gif"), (".png", ".jpg")
+# Frames per second of a video whose rate is not known.
+_RATE = 25.0
+
+
+@verb(
+    "fewtokens decode clip.safetensors --out clip.mp4",
+    "fewtokens decode codes/*.safetensors --tokenizer run/tokenizer --out decoded/",
+)
+def decode(
+    encoded: Annotated[list[Path], typer.Argument(metavar="FILE", help="Files of `fewtokens encode`.")],
+    target: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="Output video or image (one file), or output folder: .mp4, and .png for single frames.",
+            rich_help_panel=OUTPUT,
+        ),
+    ],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="Folder or hub id of the tokenizer, if it has moved. Default: that in the header of each file.",
+            rich_help_panel=ENCODER,
+        ),
+        Check(check_tokenizer),
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Decode encoded videos, in their size and at their frames per second; single frames become images.
+
+    The tokenizer is that of the header of each file: a folder, or a preset with the random parameters of a seed. Files
+    of other parameters are an error.
+
+    If one of several files cannot be decoded, the others are still processed; it is listed in failed.jsonl in the
+    output folder, and the exit code is 1.
+    """
+    files = unique_paths(encoded)
+    single = target.suffix.lower() in (*_VIDEOS, *_IMAGES) and not target.is_dir()
+    if single and len(files) > 1:
+        raise ValueError(f"{len(files)} files cannot be decoded into one file {target}; give a folder as --out")
+    if not single:
+        check_folder(target, "a video, an image or a folder")
+    if len(files) == 1:
+        check_exists(files[0])
+    open_once = _Tokenizers(tokenizer, device)
+    done: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    with progress("frames" if len(files) == 1 else "files", None if len(files) == 1 else len(files)) as advance:
+        for number, (file, name) in enumerate(zip(files, distinct_names(files), strict=True)):
+            try:
+                row = _decode_file(file, target, name, single, open_once, advance if len(files) == 1 else None)
+            except (ValueError, OSError) as error:
+                if len(files) == 1:
+                    raise
+                fail(error)
+                failed.append({"file": str(file), "error": " ".join(str(error).split())})
+            else:
+                done.append(row)
+                if not as_json:
+                    log.print(
+                        f"{escape(row['out'])}: {row['frames']} frames of {row['height']}x{row['width']}, "
+                        f"{row['seconds']:.1f} s",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
+            if len(files) > 1:
+                advance(number + 1)
+    if len(files) > 1:
+        write_failures(target / "failed.jsonl", failed)
+    if as_json:
+        print_json({"done": done, "failed": failed})
+    if failed:
+        log.print(f"{len(failed)} of {len(files)} files failed; see {escape(str(target / 'failed.jsonl'))}")
+        raise typer.Exit(1)
+
+
+class _Tokenizers:
+    """The tokenizers of files, each loaded once.
+
+    Args:
+        name: folder, hub id, preset or spec to use instead of that of the header, or None.
+        device: device of the tokenizers.
+    """
+
+    def __init__(self, name: str | None, device: str) -> None:
+        self.name, self.device = name, device
+        self.loaded: dict[str, Tokenizer] = {}
+
+    def __call__(self, path: Path, header: Header) -> Tokenizer:
+        """Returns the tokenizer of a file.
+
+        Raises:
+            ValueError: it cannot be loaded, or the file was encoded by another.
+        """
+        from fewtokens.tokenizers.files import check_tokenizer as check_fit
+        from fewtokens.tokenizers.load import open_tokenizer
+
+        source = header["tokenizer"]
+        if source["fingerprint"] not in self.loaded:
+            origin = source["origin"]
+            name = self.name or origin.get("folder") or origin.get("name")
+            if not isinstance(name, str):
+                raise ValueError(f"{path}: does not name its tokenizer; give its folder as --tokenizer")
+            options = {} if self.name else {key: origin[key] for key in ("tiny", "seed") if key in origin}
+            try:
+                tokenizer = open_tokenizer(name, device=self.device, **options)
+            except ValueError as error:
+                hint = "" if self.name else "; if it has moved, give its folder as --tokenizer"
+                raise ValueError(f"{path}: its tokenizer cannot be loaded ({error}){hint}") from None
+            check_fit(path, header, tokenizer)
+            self.loaded[source["fingerprint"]] = tokenizer
+        return self.loaded[source["fingerprint"]]
+
+
+def _decode_file(
+    file: Path, target: Path, name: str, single: bool, open_once: _Tokenizers, advance: Callable[..., None] | None
+) -> dict[str, Any]:
+    """Decodes one file, and returns its entry in the report."""
+    from fewtokens.tokenizers.chunks import decode_chunks
+    from fewtokens.tokenizers.files import read_encoded, read_header
+    from fewtokens.video import write
+
+    start = time.perf_counter()
+    header = read_header(file)
+    length, height, width = header["size"]
+    out = target if single else target / f"{name}{'.png' if length == 1 else '.mp4'}"
+    if out.suffix.lower() in _IMAGES and length > 1:
+        raise ValueError(f"{file}: has {length} frames; --out must be a video ({', '.join(_VIDEOS)})")
+    tokenizer = open_once(file, header)
+    tokens = read_encoded(file)
+
+    def parts() -> Iterator[Tensor]:
+        count = 0
+        for part in decode_chunks(tokenizer, tokens):
+            count += len(part)
+            if advance is not None:
+                advance(count, length)
+            yield part
+
+    rate = header["fps"] or _RATE
+    if out.suffix.lower() in _IMAGES:
+        _write_image(out, next(parts())[0])
+    else:
+        write(out, parts(), rate)
+    return {
+        "file": str(file),
+        "out": str(out),
+        "frames": length,
+        "height": height,
+        "width": width,
+        "fps": None if length == 1 else rate,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _write_image(path: Path, image: Tensor) -> None:
+    from PIL import Image
+
+    from fewtokens.core.files import atomic_file
+
+    pixels = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    with atomic_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG" if path.suffix.lower() == ".png" else "JPEG")

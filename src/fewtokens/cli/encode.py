@@ -1,0 +1,273 @@
+"""`fewtokens encode`: encodes videos with a tokenizer, to files that `fewtokens decode` reads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fewtokens.cli.command import verb
+from fewtokens.cli.console import fail, log, note
+from fewtokens.cli.errors import check_exists
+from fewtokens.cli.options import (
+    ENCODER,
+    INPUT,
+    OUTPUT,
+    Check,
+    FpsOption,
+    JsonOption,
+    OverwriteOption,
+    RunOptions,
+    VideosArgument,
+    check_tokenizer,
+)
+from fewtokens.cli.progress import progress
+from fewtokens.cli.resume import (
+    check_request,
+    check_source,
+    distinct_names,
+    report_damaged,
+    source_now,
+    token_files,
+    write_failures,
+)
+from fewtokens.cli.tables import print_json
+
+if TYPE_CHECKING:
+    from fewtokens.tokenizers import Tokenizer
+    from fewtokens.tokenizers.files import EncodedWriter
+    from fewtokens.video import Video
+
+# Frames that are read at a time.
+_CHUNK = 32
+
+TokenizerOption = Annotated[
+    str,
+    typer.Option(
+        "--tokenizer",
+        help="Folder of a trained tokenizer, or a hub id; or the name of a preset or a spec, with random parameters.",
+        rich_help_panel=ENCODER,
+    ),
+    Check(check_tokenizer),
+]
+
+
+@verb(
+    "fewtokens encode clip.mp4 --tokenizer run/tokenizer --out clip.safetensors",
+    "fewtokens encode videos/*.mp4 --tokenizer run/tokenizer --packed --fps 8 --size 128 --out codes/ --wds codes.tar",
+    'fewtokens encode photo.png --tokenizer "tubelet | fsq > tubelet" --out photo.safetensors',
+)
+def encode(
+    videos: VideosArgument,
+    tokenizer: TokenizerOption,
+    target: Annotated[
+        Path,
+        typer.Option("--out", help="Output .safetensors file (one video), or output folder.", rich_help_panel=OUTPUT),
+    ],
+    run: RunOptions,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            "--frames",
+            min=1,
+            help="Number of frames, spread evenly over the video. Default: every frame.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    fps: FpsOption = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            min=1,
+            help="Short side of the frames, in pixels. Default: that of the video.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    packed: Annotated[
+        bool,
+        typer.Option("--packed", help="Store codes in as few bits as their number needs.", rich_help_panel=OUTPUT),
+    ] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store continuous tokens in 16 bits.", rich_help_panel=OUTPUT)
+    ] = False,
+    wds: Annotated[
+        Path | None,
+        typer.Option(
+            "--wds",
+            metavar="TAR",
+            help="Also write all results to a tar in the layout of WebDataset.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode videos and images with a tokenizer, one safetensors file per video, from which they can be decoded.
+
+    Videos of any length are read in chunks; a tokenizer that can neither process chunks nor has a window encodes the
+    whole video at once. The header of a file names the tokenizer and the SHA-256 of its parameters, so that files of
+    other parameters are not decoded by mistake.
+
+    Existing outputs are skipped if they were made from the same video, and are an error if not; damaged files are
+    written again. If one of several videos cannot be read, the others are still processed; it is listed in
+    failed.jsonl in the output folder, and the exit code is 1.
+    """
+    if frames is not None and fps is not None:
+        raise ValueError("give --frames or --fps, not both")
+    jobs = token_files(videos, target)
+    single = len(jobs) == 1
+    if single:
+        check_exists(jobs[0][0])
+    if wds is not None and wds.is_dir():
+        raise ValueError(f"--wds must be a file, got the folder {wds}")
+    from fewtokens.tokenizers.files import EncodedWriter, write_webdataset
+    from fewtokens.tokenizers.load import open_tokenizer
+
+    model = open_tokenizer(tokenizer, seed=run.seed, device=run.device)
+    if "seed" in model.origin:
+        note(f"{tokenizer} has random weights:", "the result cannot be used; give the folder of a trained tokenizer")
+    request = {
+        "reading": {"frames": frames, "fps": fps, "size": size}, "packed": packed, "half": half,
+        "fingerprint": model.fingerprint(),
+    }  # fmt: skip
+    done: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    with progress("frames" if single else "videos", None if single else len(jobs)) as advance:
+        for number, (video, path) in enumerate(jobs):
+            try:
+                writer = EncodedWriter(model, packed=packed, half=half)
+                row = _encode_file(model, writer, video, path, request, overwrite, advance if single else None)
+            except (ValueError, OSError) as error:
+                if single:
+                    raise
+                fail(error)
+                failed.append({"video": str(video), "error": " ".join(str(error).split())})
+            else:
+                done.append(row)
+                if not as_json:
+                    _print_row(row)
+            if not single:
+                advance(number + 1)
+    if wds is not None and done:
+        outputs = [Path(row["out"]) for row in done]
+        keys = [name.replace(".", "_") for name in distinct_names(outputs)]
+        write_webdataset(wds, zip(keys, outputs, strict=True))
+    if not single:
+        write_failures(target / "failed.jsonl", failed)
+    if as_json:
+        print_json({"done": done, "failed": failed})
+    if failed:
+        log.print(f"{len(failed)} of {len(jobs)} videos failed; see {escape(str(target / 'failed.jsonl'))}")
+        raise typer.Exit(1)
+
+
+def _encode_file(
+    tokenizer: Tokenizer, writer: EncodedWriter, video: Path, path: Path, request: dict[str, Any], overwrite: bool,
+    advance: Callable[..., None] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Encodes one video to a file, and returns its entry in the report."""
+    from fewtokens.tokenizers.files import read_header
+
+    start = time.perf_counter()
+    source = source_now(video)
+    if path.exists() and not overwrite and (earlier := _meta(path)) is not None:
+        check_source(path, earlier.get("source"), source, "give --overwrite, or another --out")
+        check_request(path, earlier, request)
+        return {"video": str(video), "out": str(path), "skipped": True}
+    parts = _Parts(video, request["reading"], advance)
+    _encode_parts(tokenizer, writer, parts)
+    writer.save(path, fps=parts.rate, source={**source, "name": video.name}, **request)
+    header = read_header(path)
+    length, height, width = header["size"]
+    return {
+        "video": str(video),
+        "out": str(path),
+        "skipped": False,
+        "frames": length,
+        "height": height,
+        "width": width,
+        "tokens": header["total_tokens"],
+        "bits": header["bits"],
+        "bits_per_pixel": header["bits"] / (length * height * width),
+        "bytes": header["bytes"],
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _encode_parts(tokenizer: Tokenizer, writer: EncodedWriter, parts: _Parts) -> None:
+    """Adds the tokens of a video to a writer: chunk by chunk if the tokenizer can, otherwise at once."""
+    import torch
+
+    from fewtokens.tokenizers.chunks import can_encode_chunks, encode_chunks
+
+    if can_encode_chunks(tokenizer):
+        for tokens in encode_chunks(tokenizer, parts):
+            writer.add(tokens)
+    else:
+        writer.add(tokenizer.encode(torch.cat([part.frames for part in parts])))
+
+
+class _Parts:
+    """Reads a video in parts, and notes the frames per second of what it has read.
+
+    Args:
+        video: the file.
+        reading: number of frames, frames per second and short side.
+        advance: receives the number of frames read and their estimated total.
+    """
+
+    def __init__(self, video: Path, reading: dict[str, Any], advance: Callable[..., None] | None) -> None:
+        self.video, self.reading, self.advance = video, reading, advance
+        self.rate: float | None = None
+
+    def __iter__(self) -> Iterator[Video]:
+        from fewtokens.core.ahead import iterate_ahead
+        from fewtokens.video import read, stream
+
+        frames, fps, size = self.reading["frames"], self.reading["fps"], self.reading["size"]
+        if frames is not None:
+            videos = iter([read(self.video, frames=frames, size=size)])
+        else:
+            videos = stream(self.video, chunk=_CHUNK, fps=fps, size=size)
+        first, count = None, 0
+        with iterate_ahead(videos) as parts:
+            for part in parts:
+                first = float(part.times[0]) if first is None else first
+                count += len(part)
+                span = float(part.times[-1]) - first
+                self.rate = round((count - 1) / span, 4) if span > 0 else None
+                if self.advance is not None:
+                    rate = fps or part.fps
+                    total = frames or (round(part.duration * rate) if part.duration and rate else None)
+                    self.advance(count, None if total is None else max(total, count))
+                yield part
+
+
+def _meta(path: Path) -> dict[str, Any] | None:
+    """Returns the source and settings stored in an encoded video, or None if it is damaged."""
+    from fewtokens.core import files
+    from fewtokens.tokenizers.files import read_encoded, read_header
+
+    try:
+        read_encoded(path)
+        return read_header(path)["meta"]
+    except files.CorruptFileError as error:
+        report_damaged(error)
+        return None
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    if row["skipped"]:
+        log.print(f"{escape(row['out'])}: already exists, skipped", highlight=False)
+        return
+    log.print(
+        f"{escape(row['out'])}: {row['tokens']} tokens, {row['bits_per_pixel']:.4g} bits per pixel, {row['bytes']} "
+        f"bytes for {row['frames']} frames of {row['height']}x{row['width']}, {row['seconds']:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )

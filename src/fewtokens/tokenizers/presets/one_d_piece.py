@@ -1,0 +1,29 @@
+"""One-D-Piece, size B: 256 tokens of an image in an order of importance, of which the first few can be decoded."""
+
+from __future__ import annotations
+
+from fewtokens.tokenizers.preset import Preset
+
+PRESET = Preset(
+    spec=(
+        "tubelet(768, stride=(1, 16, 16)) | learned_queries(256, num_layers=12, heads=12) | vq(4096, code_dim=12) "
+        "| tail_drop(256) > mask_tokens(width=768, stride=(1, 16, 16), num_tokens=256, num_layers=12, heads=12, "
+        "positions=(1, 16, 16))"
+    ),
+    clip=(1, 256, 256),
+    tiny=(
+        "tubelet(96, stride=(1, 8, 8)) | learned_queries(16, num_layers=3, heads=4) | vq(256, code_dim=8) "
+        "| tail_drop(16) > mask_tokens(width=96, stride=(1, 8, 8), num_tokens=16, num_layers=3, heads=4, "
+        "positions=(1, 4, 4))"
+    ),
+    tiny_clip=(1, 32, 32),
+    recipe={"pixel": "l2"},
+    paper="One-D-Piece: Image Tokenizer Meets Quality-Controllable Compression, arXiv 2501.10064",
+    license="Apache-2.0",
+    tokens=256,
+    figures={"rFID ImageNet 256x256, sizes S, B and L": "1.48, 1.11, 1.08"},
+    differs=(
+        "Dropped tokens are replaced with a learned vector instead of removed from the sequence. Trained in one stage "
+        "on pixels, where the authors, as TiTok, first predict the codes of another tokenizer."
+    ),
+)

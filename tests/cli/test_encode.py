@@ -1,0 +1,152 @@
+"""`encode` and `decode`: round trips on the command line, what they report, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewtokens.tokenizers import Tokenizer, load_tokenizer
+from fewtokens.tokenizers.chunks import decode_chunks
+from fewtokens.tokenizers.files import read_encoded, read_header
+from fewtokens.video import read, synthetic, write
+from tests.cli.test_command import error_line, quick
+
+SPEC = "tubelet(24, stride=(2, 8, 8)) | lfq(10) > tubelet(stride=(2, 8, 8))"
+
+
+def run(*words: object):
+    return json.loads(quick(*words, "--device", "cpu", "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    video = synthetic("pan", frames=11, size=(40, 56))
+    return write(tmp_path_factory.mktemp("clips") / "clip.mp4", video.frames, 10)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    torch.manual_seed(1)
+    return Tokenizer.from_spec(SPEC).save_pretrained(tmp_path_factory.mktemp("run") / "tokenizer")
+
+
+def test_a_trained_tokenizer(clip, folder, tmp_path):
+    out = tmp_path / "clip.safetensors"
+    report = run("encode", clip, "--tokenizer", folder, "--packed", "--out", out)
+    (row,) = report["done"]
+    assert (row["frames"], row["height"], row["width"], row["tokens"]) == (11, 40, 56, 6 * 5 * 7)
+    assert row["bits"] == 2100 and row["bytes"] == -(-2100 // 8)
+    header = read_header(out)
+    assert header["fps"] == 10 and header["meta"]["source"]["name"] == "clip.mp4"
+    (decoded,) = run("decode", out, "--out", tmp_path / "clip.mp4")["done"]
+    assert (decoded["frames"], decoded["fps"]) == (11, 10)
+    again = read(tmp_path / "clip.mp4")
+    assert again.frames.shape == (11, 3, 40, 56) and again.interval == pytest.approx(0.1)
+    tokenizer = load_tokenizer(folder, device="cpu")
+    expected = tokenizer.decode(tokenizer.encode(read(clip)))[0]
+    assert torch.equal(tokenizer.decode(read_encoded(out, tokenizer))[0], expected)
+    # The codec is lossy, so the same frames are written by the same codec.
+    chunks = torch.cat(list(decode_chunks(tokenizer, read_encoded(out))))
+    assert torch.allclose(chunks, expected, atol=1e-5)
+    assert torch.equal(again.frames, read(write(tmp_path / "expected.mp4", chunks, 10)).frames)
+
+
+def test_random_parameters_are_reported_and_found_again(clip, tmp_path):
+    out = tmp_path / "clip.safetensors"
+    done = quick("encode", clip, "--tokenizer", SPEC, "--frames", 4, "--size", 16, "--out", out, "--device", "cpu")
+    assert "has random weights" in done.stderr
+    assert read_header(out)["tokenizer"]["origin"] == {"name": SPEC, "tiny": False, "seed": 0}
+    quick("decode", out, "--out", tmp_path / "a.mp4", "--device", "cpu")
+    assert read(tmp_path / "a.mp4").frames.shape == (4, 3, 16, 22)
+
+
+def test_fps_and_the_whole_video(clip, tmp_path):
+    whole = "tubelet_transformer(16, stride=(2, 8, 8), layers=(('full', 1),), heads=2) > tubelet(stride=(2, 8, 8))"
+    out = tmp_path / "a.safetensors"
+    (row,) = run("encode", clip, "--tokenizer", whole, "--half", "--fps", 5, "--out", out)["done"]
+    assert row["frames"] == 6 and read_header(out)["fps"] == 5
+    assert row["bytes"] == row["tokens"] * 16 * 2
+
+
+def test_a_folder_of_images_and_videos_with_a_tar(clip, folder, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (33, 47, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.one.png")
+    words = ("encode", clip, tmp_path / "photo.one.png", "--tokenizer", folder, "--out", tmp_path / "codes")
+    rows = run(*words, "--wds", tmp_path / "codes.tar")["done"]
+    assert [row["frames"] for row in rows] == [11, 1]
+    with tarfile.open(tmp_path / "codes.tar") as tar:
+        assert sorted(tar.getnames()) == ["clip.json", "clip.npy", "photo_one.json", "photo_one.npy"]
+    assert all(row["skipped"] for row in run(*words)["done"])
+    done = run("decode", *(row["out"] for row in rows), "--out", tmp_path / "decoded")["done"]
+    assert [Path(row["out"]).name for row in done] == ["clip.mp4", "photo.one.png"]
+    assert Image.open(tmp_path / "decoded" / "photo.one.png").size == (47, 33)
+
+
+def test_failures_of_one_of_several(clip, folder, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    done = quick(
+        "encode", broken, clip, "--tokenizer", folder, "--out", tmp_path / "codes", "--device", "cpu", "--json", code=1
+    )
+    report = json.loads(done.stdout)
+    assert len(report["done"]) == 1 and report["failed"][0]["video"] == str(broken)
+    assert json.loads((tmp_path / "codes" / "failed.jsonl").read_text())["video"] == str(broken)
+    other = tmp_path / "codes" / "other.safetensors"
+    other.write_bytes(b"")
+    done = quick(
+        "decode", other, report["done"][0]["out"], "--out", tmp_path / "d", "--device", "cpu", "--json", code=1
+    )
+    assert json.loads(done.stdout)["failed"][0]["file"] == str(other)
+
+
+class TestErrors:
+    @pytest.fixture(scope="class")
+    def encoded(self, clip, folder, tmp_path_factory) -> Path:
+        out = tmp_path_factory.mktemp("codes") / "clip.safetensors"
+        quick("encode", clip, "--tokenizer", folder, "--frames", 3, "--out", out, "--device", "cpu")
+        return out
+
+    def test_existing_results(self, clip, folder, encoded):
+        words = ("encode", clip, "--tokenizer", folder, "--out", encoded, "--device", "cpu")
+        line = error_line(quick(*words, "--frames", 5, code=2))
+        assert "made with other settings: frames (3, now 5)" in line
+        assert "skipped" in quick(*words, "--frames", 3).stderr
+
+    def test_options_without_effect(self, clip, folder, tmp_path):
+        words = ("encode", clip, "--tokenizer", folder, "--out", tmp_path / "a.safetensors", "--device", "cpu")
+        assert "half has no effect" in error_line(quick(*words, "--half", code=2))
+        assert not list(tmp_path.iterdir())
+
+    def test_other_weights(self, encoded, tmp_path):
+        other = Tokenizer.from_spec(SPEC).save_pretrained(tmp_path / "other")
+        words = ("decode", encoded, "--tokenizer", other, "--out", tmp_path / "a.mp4", "--device", "cpu")
+        assert "encoded with other weights" in error_line(quick(*words, code=2))
+        assert "encoded by another tokenizer" in error_line(
+            quick(*words[:3], SPEC.replace("10", "9"), *words[4:], code=2)
+        )
+
+    def test_a_tokenizer_that_has_moved(self, clip, folder, tmp_path):
+        moved, out = tmp_path / "moved", tmp_path / "a.safetensors"
+        Tokenizer.from_spec(SPEC).save_pretrained(tmp_path / "here")
+        quick("encode", clip, "--tokenizer", tmp_path / "here", "--frames", 2, "--out", out, "--device", "cpu")
+        (tmp_path / "here").rename(moved)
+        words = ("decode", out, "--out", tmp_path / "a.mp4", "--device", "cpu")
+        assert "if it has moved, give its folder as --tokenizer" in error_line(quick(*words, code=2))
+        quick(*words, "--tokenizer", moved)
+
+    def test_files_of_another_kind(self, clip, encoded, tmp_path):
+        tokens = tmp_path / "tokens.safetensors"
+        quick("tokenize", clip, "--frames", 2, "--size", 32, "--with", "", "--out", tokens)
+        line = error_line(quick("decode", tokens, "--out", tmp_path / "a.mp4", code=2))
+        assert "contains tokens, not encoded video" in line
+        assert "no such file" in error_line(quick("decode", tmp_path / "b", "--out", tmp_path / "a.mp4", code=2))
+        line = error_line(quick("decode", encoded, "--out", tmp_path / "a.png", "--device", "cpu", code=2))
+        assert "has 3 frames; --out must be a video" in line
+        line = error_line(quick("decode", encoded, encoded.parent / "x", "--out", tmp_path / "a.mp4", code=2))
+        assert "2 files cannot be decoded into one file" in line
