@@ -69,8 +69,8 @@ class Half(nn.Module):
 
     Args:
         network: a folder or hub id of diffusers (`AutoencoderKL`, `AutoencoderDC`, or one of Wan, CogVideoX,
-            HunyuanVideo, Cosmos, EasyAnimate, Mochi and LTX), also the folder `vae` in it; or "dct", see `Dct`. On the meta device, the hub ids
-            in `KNOWN` are built without weights.
+            HunyuanVideo, Cosmos, EasyAnimate, Mochi and LTX), also the folder `vae` in it; or "dct", see `Dct`. On the
+            meta device, the hub ids in `KNOWN` are built without weights.
         part: "encoder" or "decoder".
         patch, channels: of "dct".
 
