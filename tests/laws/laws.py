@@ -9,7 +9,7 @@ from __future__ import annotations
 # Every input cell is assigned to a token.
 PARTITION = {
     "attention_vq", "bsq", "centerclip", "downsample", "dpc_knn", "dual_vq", "dynamic_pool", "frame_fusion",
-    "frozen_vq", "fsq", "gaussian", "grt", "kmeans", "length_embedding", "lfq", "lftr", "mean_pool",
+    "frozen_vq", "fsq", "gaussian", "grt", "hierarchical_fsq", "kmeans", "length_embedding", "lfq", "lftr", "mean_pool",
     "merge_windows", "merge_windows_in_encoder", "metok", "multi_scale_vq", "pixelprune", "position_vq",
     "product_vq", "residual_vq", "rlt", "scissor", "stochastic_vq", "storm", "sttm", "tempme", "testa",
     "token_dynamics", "tome", "tome_in_encoder", "tome_video", "vid_tldr", "vq", "grouped_residual_vq",
@@ -34,4 +34,4 @@ UNORDERED = {"learned_queries", "vqtoken"}
 # Stream into a memory of constant size, which does not record the cells of earlier chunks.
 CONSTANT_MEMORY = {"token_turing"}
 # A code that changes by rounding changes the codes of all finer scales.
-ROUNDING_CASCADES = {"multi_scale_vq"}
+ROUNDING_CASCADES = {"hierarchical_fsq", "multi_scale_vq"}

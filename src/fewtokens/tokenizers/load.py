@@ -28,7 +28,8 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
 
     Args:
         folder: a folder written by `Tokenizer.save_pretrained` or `fewtokens train tokenizer`, a folder of diffusers
-            with weights of VidTok, or a hub id.
+            (VidTok, or the continuous autoencoders of Wan, CogVideoX, HunyuanVideo, Cosmos, EasyAnimate, Mochi and LTX
+            and those of images), or a hub id.
         device: "auto", "cpu", "cuda" or a `torch.device`.
 
     Raises:

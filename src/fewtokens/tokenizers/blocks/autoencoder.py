@@ -22,8 +22,13 @@ _VIDEO = {
     "AutoencoderKLCogVideoX": (4, 8),
     "AutoencoderKLHunyuanVideo": (4, 8),
     "AutoencoderKLCosmos": (8, 8),
+    "AutoencoderKLMagvit": (4, 8),
+    "AutoencoderKLMochi": (6, 8),
+    "AutoencoderKLLTXVideo": (8, 32),
 }
 _IMAGE = ("AutoencoderKL", "AutoencoderDC")
+# The classes of diffusers that can be loaded.
+AUTOENCODERS = (*_IMAGE, *_VIDEO)
 
 # Autoencoders that can be built on the meta device, to count parameters, without their weights.
 KNOWN: dict[str, dict[str, Any]] = {
@@ -64,8 +69,8 @@ class Half(nn.Module):
 
     Args:
         network: a folder or hub id of diffusers (`AutoencoderKL`, `AutoencoderDC`, or one of Wan, CogVideoX,
-            HunyuanVideo and Cosmos), also the folder `vae` in it; or "dct", see `Dct`. On the meta device, the hub ids
-            in `KNOWN` are built without weights.
+            HunyuanVideo, Cosmos, EasyAnimate, Mochi and LTX), also the folder `vae` in it; or "dct", see `Dct`. On the
+            meta device, the hub ids in `KNOWN` are built without weights.
         part: "encoder" or "decoder".
         patch, channels: of "dct".
 
@@ -94,6 +99,8 @@ class Half(nn.Module):
         self.is_video = kind in _VIDEO
         mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0] * self.channels
         std = config.get("latents_std") or [1 / (config.get("scaling_factor") or 1.0)] * self.channels
+        if isinstance(getattr(model, "latents_mean", None), Tensor):  # LTX has them as buffers
+            mean, std = model.latents_mean, model.latents_std
         self.register_buffer("mean", torch.as_tensor(mean).float().reshape(-1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.as_tensor(std).float().reshape(-1, 1, 1, 1), persistent=False)
 

@@ -8,7 +8,7 @@ PRESET = Preset(
     spec="cosmos(6) | fsq((8, 8, 8, 5, 5, 5)) > cosmos()",
     clip=(17, 256, 256),
     window=49,
-    tiny="cosmos(6, width=16, depth=1) | fsq((8, 8, 8, 5, 5, 5)) > cosmos(width=16, depth=1)",
+    tiny="cosmos(6, width=12, depth=1) | fsq((8, 8, 8, 5, 5, 5)) > cosmos(width=12, depth=1)",
     tiny_clip=(9, 32, 32),
     paper="Cosmos World Foundation Model Platform for Physical AI, arXiv 2501.03575",
     license="Apache-2.0 (code), NVIDIA Open Model License (weights)",

@@ -7,6 +7,7 @@ from typing import Any
 
 from fewtokens.core.plain import one_line
 from fewtokens.encoders.weights import read_tensors
+from fewtokens.tokenizers.blocks.autoencoder import AUTOENCODERS
 from fewtokens.tokenizers.released.vidtok import load_vidtok
 from fewtokens.tokenizers.tokenizer import Tokenizer
 
@@ -22,8 +23,13 @@ def load_released(folder: Path, config: dict[str, Any]) -> Tokenizer:
         ValueError: it is of another model, or the weights do not fit.
     """
     name = config["_class_name"]
+    if name in AUTOENCODERS:
+        # Their latents are normalized as in the config; frames are padded at the end and cropped after decoding.
+        network = repr(str(folder))
+        return Tokenizer.from_spec(f"latents({network}) > latents({network})")
     if name != "AutoencoderVidTok":
-        raise ValueError(f"{folder}: {one_line(name)} is not a tokenizer that can be loaded; AutoencoderVidTok is")
+        known = ", ".join(("AutoencoderVidTok", *AUTOENCODERS))
+        raise ValueError(f"{folder}: {one_line(name)} cannot be loaded as a tokenizer; these can: {known}")
     weights = folder / "diffusion_pytorch_model.safetensors"
     if not weights.is_file():
         raise ValueError(f"{folder}: no {weights.name}; pickled weights are not read, save them as safetensors")

@@ -1,0 +1,60 @@
+"""HiTVideo: bits by depth, and conditioning of the finer ones on the coarser."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fewtokens.tokenizers import Tokenizer, create_tokenizer
+from fewtokens.video import synthetic
+
+
+def build() -> Tokenizer:
+    torch.manual_seed(0)
+    return create_tokenizer("hitvideo", tiny=True).eval()
+
+
+def clips() -> torch.Tensor:
+    """Two different clips [2,9,3,32,32], uint8."""
+    return torch.stack([synthetic(kind, frames=9, size=(32, 32)).frames for kind in ("pan", "shapes")])
+
+
+def test_bits_of_the_depths():
+    tokenizer = build()
+    tokens = tokenizer.encode(clips())
+    counts = (tokens.codes >= 0).sum(1)
+    # 9 frames of 32 x 32 pixels: 3 rows of 4 x 4 cells, 2 of 2 x 2, and 2 of 1.
+    assert counts.tolist() == [[48, 8, 2]] * 2
+    assert abs(float(tokenizer.bits(tokens)[0]) - tokenizer.layout(9, 32, 32).bits) < 1e-6
+    assert abs(tokenizer.layout(9, 32, 32).bits - 58 * math.log2(64000)) < 1e-6
+
+
+def test_published_clip():
+    with torch.device("meta"):
+        tokenizer = create_tokenizer("hitvideo")
+    codes = 17 * 32 * 32 + 9 * 16 * 16 + 9 * 8 * 8
+    assert abs(tokenizer.layout(65, 256, 256).bits - codes * math.log2(64000)) < 1e-6
+
+
+def test_a_finer_depth_is_quantized_given_the_coarser():
+    """The same features with another coarse code have other fine codes."""
+    quantizer = build().quantizer
+    tokens = build().pipeline(clips()[:1])
+    features = torch.randn(1, 48, 32)
+    before = quantizer.quantize(features, None, tokens.grid).codes
+    with torch.no_grad():
+        quantizer.heads[2].bias.add_(5)  # moves the codes of the coarsest depth alone
+    after = quantizer.quantize(features, None, tokens.grid).codes
+    assert not torch.equal(before[:, :2, 2], after[:, :2, 2])
+    assert not torch.equal(before[..., 0], after[..., 0])
+
+
+def test_coarse_depths_decode_alone():
+    tokenizer = build()
+    tokens = tokenizer.encode(clips())
+    top = tokens.codes.clone()
+    top[..., 0] = -1
+    decoded = tokenizer.decode(tokens.replace(codes=top))
+    assert decoded.isfinite().all()
+    assert float(tokenizer.bits(tokens.replace(codes=top))[0]) < float(tokenizer.bits(tokens)[0]) / 5
