@@ -311,5 +311,5 @@ def checked_stride(stride: Sequence[int], first_frame: bool = False) -> tuple[in
     if len(stride) != 3 or min(stride) < 1:
         raise ValueError(f"stride must be three counts of at least 1, got {tuple(stride)}")
     if first_frame and stride[0] == 1:
-        raise ValueError("first_frame requires tubelets of several frames; with one frame each is its own")
+        raise ValueError(f"first_frame requires tubelets of several frames, got stride {tuple(stride)}")
     return stride[0], stride[1], stride[2]

@@ -72,6 +72,10 @@ class Branches(Quantizer):
         return Grid(1, side, side)
 
 
+# No spec has this name, but losses are listed under it.
+Branches.name = "branches"
+
+
 class ImageFolder(Tokenizer):
     """A tokenizer with two branches of tokens, and a contrastive loss on the first.
 
