@@ -22,6 +22,7 @@ _GENERATED = {
     "src/fewtokens/methods": "methods/index.md",
     "src/fewtokens/cli": "reference/commands.md",
     "src/fewtokens/llm/families.py": "reference/llm_families.md",
+    "src/fewtokens/tokenizers/presets": "reference/tokenizer_presets.md",
 }
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
@@ -155,7 +156,8 @@ def families_page() -> str:
         "transformers and pass its output to `attach` or `compress_inputs`.\n"
         "* `cues`: of the pixels and of the vision tower, for the methods that need them.\n"
         "* `skips`: the tower leaves out the patches that methods of the stage `pixels` do not keep.\n"
-        "* `merges`: methods of the stage `encoder` act between the blocks of the tower.",
+        "* `merges`: methods of the stage `encoder` act between the blocks of the tower.\n"
+        "* `inside`: what methods inside the language model can do.",
     ]
     for title, works in (("Supported", True), ("Not supported", False)):
         shown = [row for row in rows if row["works"] is works]
@@ -164,6 +166,49 @@ def families_page() -> str:
         lines += [f"| `{row['name']}` | {' | '.join(cell(row[key]) for key in columns[1:])} |" for row in shown]
         parts += [f"## {title}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def tokenizers_page() -> str:
+    """The tokenizers of papers: a table, and a section for each."""
+    from fewtokens.cli.tokenizers import describe, describe_tiny
+    from fewtokens.tokenizers import list_tokenizers
+
+    rows = [describe(name) | describe_tiny(name) for name in list_tokenizers()]
+
+    def number(value: float | None) -> str:
+        return "varies" if value is None else f"{value:,.0f}"
+
+    parts = [
+        "# Tokenizers of papers",
+        "Generated from [src/fewtokens/tokenizers/presets](../../src/fewtokens/tokenizers/presets); "
+        "`fewtokens tokenizers` prints this table. Tokens and bits are those of the clip, frames x height x width: "
+        "17x256x256, or what the tokenizer accepts of it. Parameters are counted.",
+        "\n".join([
+            "| name | clip | tokens | bits | M parameters | license |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| [`{row['name']}`](#{row['name']}) | {row['clip']} | {number(row['tokens'])} | "
+                f"{number(row['bits'])} | {row['parameters_m']:.4g} | {row['license']} |"
+                for row in rows
+            ),
+        ]),
+    ]  # fmt: skip
+    for row in rows:
+        published = {
+            "tokens": row["published_tokens"], "M parameters": row["published_parameters_m"], **row["figures"],
+        }  # fmt: skip
+        facts = [f"* {name}: {value}" for name, value in published.items() if value is not None]
+        parts += [
+            f"## {row['name']}",
+            f"{row['paper']}.",
+            row["differs"],
+            f"Published for {row['published_clip']}:" if facts else "",
+            "\n".join(facts),
+            f"```\n{row['spec']}\n```",
+            f"The size for a CPU, {row['tiny']['parameters_m']:.2g} M parameters, clips of {row['tiny']['clip']}:",
+            f"```\n{row['tiny']['spec']}\n```",
+        ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def rewrite_links(text: str, page: str, repository: str | None) -> str:
@@ -216,6 +261,7 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, name, abs_src_path=str(path)))
     files.append(File.generated(config, "reference/commands.md", content=commands_page()))
     files.append(File.generated(config, "reference/llm_families.md", content=families_page()))
+    files.append(File.generated(config, "reference/tokenizer_presets.md", content=tokenizers_page()))
     for path in sorted((DOCS / "notebooks").glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_page(path)))
     return files

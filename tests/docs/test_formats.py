@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from fewtokens.cli import app
 from fewtokens.data.demonstrations import write as write_demonstrations
 from fewtokens.evaluation.simulate import record
+from fewtokens.tokenizers.files import read_header
 from fewtokens.video import synthetic, write
 from tests.evaluation.dots import Dots
 from tests.helpers.dense import make_davis, make_jhmdb, make_vip
@@ -90,6 +91,17 @@ def printed(tmp_path_factory) -> dict[str, list[Any]]:
         run("tokenize", clip, "--frames", 4, *small, "--out", folder / "tokens.safetensors"),
         run("tokenize", clip, "--chunked", "--with", "rlt", "--events", 0.5, *small, "--out", folder / "chunks"),
     ]
+    spec = "tubelet(8, stride=(2, 8, 8)) | lfq(3) > tubelet(stride=(2, 8, 8))"
+    code = folder / "code.safetensors"
+    found["encode"] = [run("encode", clip, "--tokenizer", spec, "--device", "cpu", "--out", code, "--json")]
+    found["decode"] = [run("decode", code, "--device", "cpu", "--out", folder / "decoded.mp4", "--json")]
+    found["encoded videos"] = [dict(read_header(code))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fewtokens.cli.tokenizers.tokenizer_names", lambda: ["bpe"])
+        found["tokenizers"] = [run("tokenizers", "--json")]
+    name = run("tokenizers", "bpe", "--json")
+    assert name.keys() >= found["tokenizers"][0][0].keys()
+    found["tokenizers NAME"] = [{key: name[key] for key in name.keys() - found["tokenizers"][0][0].keys()}]
     bench = ("--frames", 4, "--with", "uniform", "--keep", 0.5, "--davis-size", 32, "--out", folder / "bench")
     results = folder / "bench" / "results.json"
     found["bench"] = [run("bench", clip, "--davis", davis, *bench, *small), json.loads(results.read_text())]

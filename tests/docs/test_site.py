@@ -38,7 +38,7 @@ def test_the_navigation_names_every_page_once():
     listed = [page for page in hooks.leaves(hooks.expand(nav)) if not page.startswith("methods/")]
     written = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.parent != DOCS / "methods"]
     written += [name for name in hooks.external() if name.endswith(".md")]
-    written += ["reference/commands.md", "reference/llm_families.md"]
+    written += ["reference/commands.md", "reference/llm_families.md", "reference/tokenizer_presets.md"]
     written += [f"notebooks/{path.stem}.md" for path in (DOCS / "notebooks").glob("*.ipynb")]
     assert sorted(listed) == sorted(written)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fewtokens.tokenizers import Tokenizer, create_tokenizer, get_preset, list_tokenizers
+from fewtokens.tokenizers.files import read_encoded, write_encoded
 from fewtokens.tokenizers.parts import to_signed
 from fewtokens.video import synthetic
 
@@ -42,13 +43,18 @@ class TestTokenizer:
                 assert int(tokens.count.sum()) == layout.tokens
                 assert float(tokenizer.bits(tokens).sum()) == pytest.approx(layout.bits)
 
-    def test_the_decoder_reads_tokens_only(self, name):
-        """T2: features are restored from codes; T5: exchanging the tokens of two clips exchanges the outputs."""
+    def test_the_decoder_reads_tokens_only(self, name, tmp_path):
+        """T2: features are restored from codes, and a file decodes to the same bits as the tokens.
+
+        T5: exchanging the tokens of two clips exchanges the outputs.
+        """
         tokenizer = build(name)
         tokens = tokenizer.encode(clips(name))
         decoded = tokenizer.decode(tokens)
         swapped = tokenizer.decode(tokens.select([1, 0]).replace(meta=tokens.meta))
         torch.testing.assert_close(swapped, decoded.flip(0), atol=1e-4, rtol=1e-4)
+        path = write_encoded(tmp_path / "a", tokens, tokenizer, packed=bool(tokenizer.codebook_sizes))
+        assert torch.equal(tokenizer.decode(read_encoded(path)), decoded)
         if tokenizer.quantizer is not None:
             again = tokenizer.decode(tokens.replace(features=torch.zeros_like(tokens.features)))
             assert torch.equal(again, decoded)

@@ -32,7 +32,7 @@ def tokenizers(
     """
     if name is not None:
         check_preset(name)
-        row = describe(name)
+        row = describe(name) | describe_tiny(name)
         if as_json:
             print_json(row)
         else:
@@ -66,7 +66,6 @@ def describe(name: str) -> dict[str, Any]:
     preset = get_preset(name)
     with torch.device("meta"):
         tokenizer = create_tokenizer(name)
-        tiny = create_tokenizer(name, tiny=True)
     layout = _layout(tokenizer, preset)
     return {
         "name": name,
@@ -83,9 +82,23 @@ def describe(name: str) -> dict[str, Any]:
         "figures": dict(preset.figures),
         "spec": tokenizer.spec,
         "window": tokenizer.window,
-        "tiny": {"spec": tiny.spec, "clip": "x".join(map(str, preset.tiny_clip)), "parameters_m": _millions(tiny)},
-        "recipe": dict(preset.recipe),
         "differs": preset.differs,
+    }
+
+
+def describe_tiny(name: str) -> dict[str, Any]:
+    """Returns the properties of a preset at the size that trains on a CPU, and its settings of training."""
+    import torch
+
+    from fewtokens.tokenizers import create_tokenizer, get_preset
+
+    preset = get_preset(name)
+    with torch.device("meta"):
+        tiny = create_tokenizer(name, tiny=True)
+    clip = "x".join(map(str, preset.tiny_clip))
+    return {
+        "tiny": {"spec": tiny.spec, "clip": clip, "parameters_m": _millions(tiny)},
+        "recipe": dict(preset.recipe),
     }
 
 

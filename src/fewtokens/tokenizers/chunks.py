@@ -132,9 +132,11 @@ def decode_chunks(tokenizer: Tokenizer, tokens: Tokens, *, rows: int = 4) -> Ite
         features = tokens.features[:, part]
         grid = replace(tokens.grid, T=features.shape[1] // per_row, times=None, lengths=None)
         cells = Tokens.from_cells(features.to(tokenizer.device, tokenizer.encoder.dtype), grid)
-        if tokens.codes is not None:
-            cells = cells.replace(codes=tokens.codes[:, part].to(tokenizer.device))
-            cells = cells.replace(features=tokenizer._features(cells))
+        if tokenizer.quantizer is not None:
+            codes = None if tokens.codes is None else tokens.codes[:, part].to(tokenizer.device)
+            cells = cells.replace(codes=codes)
+            tokenizer._check_codes(cells, tokenizer.quantizer)
+            cells = tokenizer.quantizer.restore(cells)
         decoded, state = tokenizer.decoder.step(cells, state)
         frames = ((decoded[0].float() + 1) / 2).clamp(0, 1)[: total - done, :, :height, :width]
         done += len(frames)

@@ -1,0 +1,135 @@
+"""Byte-pair encoding of the codes of an image tokenizer (arXiv 2410.02155)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from fewtokens.tokenizers.pairs import expand_pairs, fit_pairs, merge_pairs
+from fewtokens.tokenizers.preset import Preset
+from fewtokens.tokenizers.tokenizer import Layout, Tokenizer
+
+
+class BpeTokenizer(Tokenizer):
+    """A tokenizer of one code per cell, which merges codes after `fit_pairs`: encoded videos have fewer tokens.
+
+    Merging is lossless, and not part of training. A merged code stands for a box of cells.
+
+    Class attributes:
+        merges: largest number of new codes.
+        directions: the neighbors that may merge, see `fewtokens.tokenizers.pairs`.
+
+    Raises:
+        ValueError: the quantizer has several codes per token, or a method changes the number of tokens.
+    """
+
+    merges: ClassVar[int] = 1024
+    directions: ClassVar[tuple[str, ...]] = ("right", "down")
+
+    def __init__(self, *parts: Any, window: int | None = None) -> None:
+        super().__init__(*parts, window=window)
+        if len(super().codebook_sizes) != 1 or self.stores_assignment or not self.decoder.full_grid:
+            raise ValueError(f"codes can be merged if there is one per cell of a grid, got {self.spec!r}")
+        self.pairs: torch.Tensor
+        # Rows of -1 are not in use, so that a saved tokenizer has a fixed shape.
+        self.register_buffer("pairs", torch.full((self.merges, 3), -1))
+
+    @property
+    def _fitted(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        if self.pairs.is_meta:
+            return np.zeros((0, 3), np.int64)
+        pairs: np.ndarray[Any, np.dtype[np.int64]] = self.pairs.cpu().numpy()
+        return pairs[pairs[:, 0] >= 0]
+
+    @property
+    def _size(self) -> int:
+        """The number of codes of the quantizer."""
+        return super().codebook_sizes[0]
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return (self._size + len(self._fitted),)
+
+    @torch.no_grad()
+    def fit_pairs(self, videos: Iterable[Any]) -> int:
+        """Learns which codes to merge; to be called after training.
+
+        Args:
+            videos: what `encode` accepts.
+
+        Returns:
+            The number of new codes, at most `merges`.
+        """
+        self.pairs.fill_(-1)
+        grids = []
+        for video in videos:
+            tokens = self.encode(video)
+            assert tokens.codes is not None
+            grids += list(tokens.codes.reshape(tokens.B, *tokens.grid.shape).cpu().numpy())
+        pairs = fit_pairs(grids, self._size, self.merges, self.directions)
+        self.pairs[: len(pairs)] = torch.from_numpy(pairs)
+        return len(pairs)
+
+    def layout(self, frames: int, height: int, width: int) -> Layout:
+        layout = super().layout(frames, height, width)
+        return layout if not len(self._fitted) else replace(layout, tokens=None, bits=None)
+
+    def _recode(self, tokens: Tokens) -> Tokens:
+        pairs = self._fitted
+        if not len(pairs):
+            return tokens
+        assert tokens.codes is not None
+        grids = tokens.require_full_grid("bpe").codes.reshape(tokens.B, *tokens.grid.shape).cpu().numpy()  # type: ignore[union-attr]
+        merged = [merge_pairs(grid, pairs, self._size) for grid in grids]
+        count = torch.tensor([len(video.ids) for video in merged], device=tokens.device)
+        slots = int(count.max())
+        dest = torch.from_numpy(np.stack([video.token.flatten() for video in merged])).to(tokens.device)
+        codes = torch.zeros(tokens.B, slots, 1, dtype=torch.int64, device=tokens.device)
+        for video, ids in zip(codes, merged, strict=True):
+            video[: len(ids.ids), 0] = torch.from_numpy(ids.ids)
+        return tokens.apply(Plan(count, slots, dest)).replace(codes=codes)
+
+    def _restore(self, tokens: Tokens) -> Tokens:
+        if tokens.codes is None or not len(self._fitted):
+            return tokens
+        pairs, shape = self._fitted, tokens.grid.shape
+        grids = [
+            expand_pairs(codes[mask, 0], shape, pairs, self._size)
+            for codes, mask in zip(tokens.codes.cpu().numpy(), tokens.mask.cpu().numpy(), strict=True)
+        ]
+        codes = torch.from_numpy(np.stack(grids)).reshape(tokens.B, -1, 1).to(tokens.device)
+        cells = Tokens.from_cells(tokens.features.new_zeros(tokens.B, codes.shape[1], 1), tokens.grid)
+        return cells.replace(codes=codes, meta=tokens.meta)
+
+
+_BLOCKS = (("full", 8),)
+
+PRESET = Preset(
+    kind=BpeTokenizer,
+    spec=(
+        f"tubelet_transformer(512, stride=(1, 16, 16), layers={_BLOCKS}, heads=8, channels=256) | "
+        "vq(8192, code_dim=32) > "
+        f"tubelet_transformer(width=512, stride=(1, 16, 16), layers={_BLOCKS}, heads=8)"
+    ),
+    clip=(1, 512, 512),
+    tiny=(
+        "tubelet_transformer(64, stride=(1, 8, 8), layers=(('full', 2),), heads=4) | vq(64, code_dim=8) > "
+        "tubelet_transformer(width=64, stride=(1, 8, 8), layers=(('full', 2),), heads=4)"
+    ),
+    tiny_clip=(1, 64, 64),
+    paper="From Pixels to Tokens: Byte-Pair Encoding on Quantized Visual Modalities, arXiv 2410.02155",
+    license="Being-VL-0.5, MIT",
+    differs=(
+        "The published system merges the codes of an existing VQ-GAN with 8,192 codes on a grid of 32 x 32; the "
+        "quantizer here has that size, between small transformers. The released code reads pair counts above the "
+        "diagonal only, so that half of the pairs never merge, and is limited to that grid; here all ordered pairs "
+        "count, on grids of any size, and tokens are boxes of cells, so that the codes alone determine the grid. "
+        "Pairs are learned by fit_pairs after training; until then no codes are merged."
+    ),
+)
