@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from inspect import signature
 
 import pytest
 import torch
@@ -54,7 +55,9 @@ class TestTokenizer:
         swapped = tokenizer.decode(tokens.select([1, 0]).replace(meta=tokens.meta))
         torch.testing.assert_close(swapped, decoded.flip(0), atol=1e-4, rtol=1e-4)
         path = write_encoded(tmp_path / "a", tokens, tokenizer, packed=bool(tokenizer.codebook_sizes))
-        assert torch.equal(tokenizer.decode(read_encoded(path)), decoded)
+        # A decoder of motion also gets the first frame, which is not in the file.
+        side = {"side": clips(name)[:, 0]} if "side" in signature(tokenizer.decode).parameters else {}
+        assert torch.equal(tokenizer.decode(read_encoded(path), **side), decoded)
         if tokenizer.quantizer is not None:
             again = tokenizer.decode(tokens.replace(features=torch.zeros_like(tokens.features)))
             assert torch.equal(again, decoded)

@@ -48,7 +48,7 @@ PRESET = Preset(
     kind=TokenFlow,
     recipe={"pixel": "l2"},
     paper="TokenFlow: Unified Image Tokenizer for Multimodal Understanding and Generation, arXiv 2412.03069",
-    license="not read",
+    license="license not checked",
     figures={"rFID, ImageNet 256": "1.37", "PSNR": "21.41 dB", "rFID, 384": "0.63", "codebook usage": "above 95 %"},
     differs=(
         "The two codebooks are the first 32 and the last 8 channels of one table, whose Euclidean distance is the sum "
