@@ -131,7 +131,9 @@ def joined(
     return [{column: row.get(column) for column in columns} for row in both]
 
 
-def write(name: str, title: str, command: str, rows: Any, notes: str = "", images: Sequence[str] = ()) -> None:
+def write(
+    name: str, title: str, command: str, rows: Any, notes: str = "", images: Sequence[str] = (), digits: int = 6
+) -> None:
     """Prints tables and writes them to results/NAME.json and NAME.md, with machine and command.
 
     Args:
@@ -140,7 +142,9 @@ def write(name: str, title: str, command: str, rows: Any, notes: str = "", image
         rows: one table as a list of rows with equal keys, or several as {title: rows}.
         notes: a paragraph below the tables.
         images: files in results/ that the Markdown shows.
+        digits: significant digits of floats in the rows.
     """
+    rows = rounded(rows, digits)
     report = {"title": title, "command": command, "machine": machine(), "rows": rows, "notes": notes}
     if images:
         report["images"] = list(images)
@@ -148,6 +152,15 @@ def write(name: str, title: str, command: str, rows: Any, notes: str = "", image
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     (RESULTS / f"{name}.md").write_text(render(report))
+
+
+def rounded(values: Any, digits: int) -> Any:
+    """Rows, or tables of them, with all floats rounded to some significant digits."""
+    if isinstance(values, dict):
+        return {key: rounded(value, digits) for key, value in values.items()}
+    if isinstance(values, list):
+        return [rounded(value, digits) for value in values]
+    return float(f"{values:.{digits}g}") if isinstance(values, float) else values
 
 
 def write_lines(path: Path, head: dict[str, Any], rows: Sequence[dict[str, Any]], page: str) -> None:

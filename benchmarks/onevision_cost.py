@@ -291,8 +291,7 @@ def main() -> None:
         options = ["--frames", str(count), "--dtype", dtype, *["--gpu"] * args.gpu, *["--quick"] * args.quick]
         command = [sys.executable, "-W", "ignore", __file__, *options, "--run"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows = json.loads(done.stdout.splitlines()[-1])
-        tables[f"{count} frames"] = [{key: _rounded(value) for key, value in row.items()} for row in rows]
+        tables[f"{count} frames"] = json.loads(done.stdout.splitlines()[-1])
         _say(f"{time.perf_counter() - start:.0f} s")
     if args.json:
         report = {"machine": machine(), "dtype": dtype, "rows": tables}
@@ -316,12 +315,8 @@ def main() -> None:
         "part above that of the loaded model. The tokens of fastv are those from layer 2 on; the caches of its first "
         "layers have all.",
         images=(f"{name}.png",),
+        digits=3,
     )
-
-
-def _rounded(value: Any) -> Any:
-    """Three significant digits of a float."""
-    return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

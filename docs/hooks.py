@@ -156,7 +156,8 @@ def families_page() -> str:
         "transformers and pass its output to `attach` or `compress_inputs`.\n"
         "* `cues`: of the pixels and of the vision tower, for the methods that need them.\n"
         "* `skips`: the tower leaves out the patches that methods of the stage `pixels` do not keep.\n"
-        "* `merges`: methods of the stage `encoder` act between the blocks of the tower.",
+        "* `merges`: methods of the stage `encoder` act between the blocks of the tower.\n"
+        "* `inside`: what methods inside the language model can do.",
     ]
     for title, works in (("Supported", True), ("Not supported", False)):
         shown = [row for row in rows if row["works"] is works]

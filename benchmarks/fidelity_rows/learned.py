@@ -317,6 +317,12 @@ ROWS = [
         why="xGen-MM-Vid's code is not available; its formula is tokenlearner 1.1 over all tokens",
     ),
     Row("storm", why="no published code available"),
+    Row("pvc", why="the published repository has no code of the model"),
+    Row(
+        "langdc",
+        why="not run: its tokens are the hidden states of a trained caption model, whose weights were not at hand",
+    ),
+    Row("vista_llama", why="no published code was found"),
     Row("grid_split", why="no published code for this alternative in TokenLearner's paper"),
     Row("spatial_pool", why="no published code for this alternative in TokenLearner's paper"),
     Row("dense_tokens", why="no published code for this alternative in TokenLearner's paper"),

@@ -36,5 +36,14 @@ def test_what_the_vision_towers_provide():
     assert "attention keys shift" in listing and "merges" in listing
 
 
+def test_what_the_language_models_allow():
+    """The column of the table: tests/llm/test_inside_families.py compares it with the models."""
+    rows = {row["name"]: row for row in json.loads(run("llm-families", "--json").stdout)}
+    assert rows["gemma3"]["inside"] == "all"
+    assert rows["lfm2_vl"]["inside"] == "scores only from layers with attention, not from conv"
+    assert all(row["works"] for row in rows.values() if row["inside"])
+    assert "not from conv" in run("llm-families", "lfm2_vl").stdout
+
+
 def test_an_unknown_family():
     assert "did you mean qwen3_vl" in error_line(run("llm-families", "qwen3vl", code=2))

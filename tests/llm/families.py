@@ -193,6 +193,32 @@ TUNED: dict[str, dict[str, Any]] = {
 NEWER = ("cosmos3_edge", "gemma4", "gemma4_unified", "paddleocr_vl", "vipllava")
 
 
+WINDOW = 16
+ALTERNATING = {
+    "num_hidden_layers": 4,
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+LINEAR = {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2}
+CONV = {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}
+BLOCKS = {"layers_block_type": ["mamba", "full_attention", "mamba", "full_attention", "moe"]}
+# What the text config of `layered` has beyond three layers of full attention.
+TEXT: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ("aya_vision", "cohere2_vision", "cohere_compass", "exaone4_5", "gemma3", "gemma4", "gemma4_unified",
+         "muse_glimmer", "step3p7"),
+        ALTERNATING,
+    ),
+    "idefics2": {"sliding_window": WINDOW},
+    "mistral3": {"sliding_window": WINDOW},
+    **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5", "qwen3_5_moe"), LINEAR),
+    **dict.fromkeys(("lfm2_vl", "lfm3_vl"), CONV),
+    "nemotron_h_omni": BLOCKS,
+}  # fmt: skip
+# Families with layers that choose their keys by an index.
+INDEXED = ("glm5_next", "hy_v4_vl", "minimax_m3_vl", "mistral_large4", "qwen4_exp")
+
+
 @cache
 def folders() -> tuple[str, ...]:
     """The model folders of the installed transformers whose modeling files have `mm_encoder_outputs`."""
@@ -276,6 +302,18 @@ def make(folder: str, tuned: dict[str, Any]) -> Any:
             elif "newline" in name:
                 parameter.normal_()
     return ready(model)
+
+
+def layered(folder: str) -> Any:
+    """As `build`, with layers of the kinds that the language model of the family has, or three of full attention."""
+    tuned = copy.deepcopy(TUNED.get(folder, {}))
+    if folder not in INDEXED:
+        tuned["text_config"] = tuned.get("text_config", {}) | {"num_hidden_layers": 3} | TEXT.get(folder, {})
+    elif folder == "minimax_m3_vl":
+        tuned["text_config"] = {"layer_types": ["full_attention", "minimax_m3_sparse"]}
+    if folder == "nemotron_h_omni":
+        del tuned["text_config"]["num_hidden_layers"]
+    return make(folder, tuned)
 
 
 @dataclass

@@ -1,9 +1,9 @@
-"""What methods can read of, and do in, the vision tower of each family, found by running them on its tiny model.
+"""What methods can do in the vision tower and the language model of each family, found on its tiny models.
 
     python -m tests.llm.family_towers
 
 writes the columns of `fewtokens llm-families`, with the newest transformers that is supported;
-test_tower_families.py compares them.
+test_tower_families.py and test_inside_families.py compare them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm import compress
 from fewtokens.llm.families import FAMILIES
-from tests.llm.families import Prompt, build, folders, prompt
+from fewtokens.llm.layers.hooks import language_model
+from fewtokens.llm.layers.kinds import inside_note
+from tests.llm.families import Prompt, build, folders, layered, prompt
 
 CUES = ("attention", "keys", "shift", "pixels")
 FILE = Path(table.__file__).with_name("family_towers.json")
@@ -134,7 +136,8 @@ def main() -> None:
     with torch.no_grad():
         for family in FAMILIES:
             if family.folder in tested():
-                old[family.name] = vars(columns_of(family.folder))
+                inside = inside_note(language_model(layered(family.folder))) or "all"
+                old[family.name] = vars(columns_of(family.folder)) | {"inside": inside}
     lines = [f"  {json.dumps(name)}: {json.dumps(old[name])}" for name in sorted(old)]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

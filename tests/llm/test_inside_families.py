@@ -22,40 +22,18 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fewtokens.llm import attach
+from fewtokens.llm.families import FAMILIES
 from fewtokens.llm.interface import cache_of, version
 from fewtokens.llm.layers.cache import PrunedLayer
 from fewtokens.llm.layers.hooks import language_model, output_norm
 from fewtokens.llm.layers.kinds import LayerKinds, inside_note
-from tests.llm.families import TUNED, Prompt, batch, make, prompt
+from tests.llm.families import BLOCKS, CONV, INDEXED, LINEAR, TEXT, TUNED, Prompt, batch, layered, make, prompt
 from tests.llm.test_families import GREEDY, WORKING, Recomputed, positions, steps
 from tests.llm.tiny import IMAGE, VIDEO
 
-WINDOW = 16
-_ALTERNATING = {
-    "num_hidden_layers": 4,
-    "sliding_window": WINDOW,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
-}
-_LINEAR = {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2}
-_CONV = {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}
-_BLOCKS = {"layers_block_type": ["mamba", "full_attention", "mamba", "full_attention", "moe"]}
-# What the text config has beyond three layers of full attention.
-TEXT: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("aya_vision", "cohere2_vision", "cohere_compass", "exaone4_5", "gemma3", "gemma4", "gemma4_unified",
-         "muse_glimmer", "step3p7"),
-        _ALTERNATING,
-    ),
-    "idefics2": {"sliding_window": WINDOW},
-    "mistral3": {"sliding_window": WINDOW},
-    **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5", "qwen3_5_moe"), _LINEAR),
-    **dict.fromkeys(("lfm2_vl", "lfm3_vl"), _CONV),
-    "nemotron_h_omni": _BLOCKS,
-}  # fmt: skip
-# Families with layers that choose their keys by an index.
-INDEXED = ("glm5_next", "hy_v4_vl", "minimax_m3_vl", "mistral_large4", "qwen4_exp")
+BY_FOLDER = {family.folder: family for family in FAMILIES}
 FOLDERS = [folder for folder in WORKING if folder not in INDEXED]
-HYBRID = [folder for folder in FOLDERS if TEXT.get(folder) in (_LINEAR, _CONV, _BLOCKS)]
+HYBRID = [folder for folder in FOLDERS if TEXT.get(folder) in (LINEAR, CONV, BLOCKS)]
 each_family = pytest.mark.parametrize("folder", FOLDERS)
 
 
@@ -66,14 +44,7 @@ def _quiet():
         yield
 
 
-@cache
-def tiny(folder: str) -> Any:
-    """A model with layers of several kinds, or of three."""
-    tuned = copy.deepcopy(TUNED.get(folder, {}))
-    text = tuned.get("text_config", {}) | {"num_hidden_layers": 3} | TEXT.get(folder, {})
-    if folder == "nemotron_h_omni":
-        del text["num_hidden_layers"]
-    return make(folder, tuned | {"text_config": text})
+tiny = cache(layered)
 
 
 @cache
@@ -411,16 +382,18 @@ def test_layers_with_a_state(folder):
     torch.testing.assert_close(torch.cat(out.logits), torch.cat(again.logits), rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("folder", WORKING)
+def test_the_column_of_the_table(folder):
+    assert BY_FOLDER[folder].inside == (inside_note(language_model(tiny(folder))) or "all")
+
+
 def test_other_models_have_no_note():
     assert inside_note(language_model(tiny("llava"))) == inside_note(language_model(tiny("gemma3"))) == ""
 
 
 @pytest.mark.parametrize("folder", [folder for folder in WORKING if folder in INDEXED])
 def test_layers_with_an_index_are_refused(folder):
-    tuned = copy.deepcopy(TUNED.get(folder, {}))
-    if folder == "minimax_m3_vl":
-        tuned["text_config"] = {"layer_types": ["full_attention", "minimax_m3_sparse"]}
-    model = make(folder, tuned)
+    model = tiny(folder)
     with pytest.raises(ValueError, match=r"choose their keys by an index: (indexed|minimax)"), attach(model, "fastv"):
         pass
     assert "by an index" in inside_note(language_model(model))

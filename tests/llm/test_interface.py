@@ -13,8 +13,8 @@ from fewtokens.llm import BACKENDS, Session, attach, backend_of, compress_inputs
 from fewtokens.llm.backends import base as backend_module
 from fewtokens.llm.backends.base import backend_class
 from fewtokens.llm.interface import cache_of, layer_cache, unsupported, unwrap
-from fewtokens.llm.layers.attention import check_layers
 from fewtokens.llm.layers.hooks import language_model
+from fewtokens.llm.layers.streams import check_layers
 from tests.llm.test_compress import generate, logits_of
 from tests.llm.tiny import FAMILIES, prompt, tiny
 

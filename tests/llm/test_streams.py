@@ -420,8 +420,8 @@ def last_row(preset, hidden, query, key, angles):
     """
     from types import SimpleNamespace
 
-    from fewtokens.llm.layers.attention import heads, rotate
-    from fewtokens.llm.layers.streams import Attention, Pass, Prompt, VistaLlama
+    from fewtokens.llm.layers.attention import rotate
+    from fewtokens.llm.layers.streams import Attention, Pass, Prompt, VistaLlama, heads
 
     d = key.shape[1]
 

@@ -25,7 +25,7 @@ def parts(method: AttentionVq, x: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 def test_the_value_with_the_most_attention_and_the_gradient_of_the_attention_to_all():
     torch.manual_seed(0)
-    method = AttentionVq(20, dim=6, code_dim=6, width=4).eval()
+    method = AttentionVq(20, dim=6, code_dim=6, query_dim=4).eval()
     x = torch.randn(1, 30, 6, requires_grad=True)
     features, codes, losses = method.quantize(x)
     logits, values = parts(method, x[0])
@@ -46,7 +46,7 @@ def test_the_value_with_the_most_attention_and_the_gradient_of_the_attention_to_
 def test_losses():
     """mean(z_q - f)^2 + mean(sg z_q2 - f)^2 + 0.05 mean(z_q2 - sg f)^2, and 0.05 of the entropies at 0.01."""
     torch.manual_seed(0)
-    method = AttentionVq(20, dim=6, code_dim=6, width=4).train()
+    method = AttentionVq(20, dim=6, code_dim=6, query_dim=4).train()
     x = torch.randn(1, 30, 6)
     losses = method.quantize(x).losses
     logits, values = parts(method, x[0])
@@ -83,5 +83,5 @@ def test_training_reaches_the_error_of_vq_with_restarts():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="width must be at least 1"):
-        AttentionVq(width=0)
+    with pytest.raises(ValueError, match="query_dim must be at least 1"):
+        AttentionVq(query_dim=0)

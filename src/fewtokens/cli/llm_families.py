@@ -28,7 +28,11 @@ def llm_families(
     if name is not None:
         out.print(table("", [{"column": key, "value": shown(value)} for key, value in rows[0].items()]))
         return
-    tables = {"": ("video", "axes", "prompts", "time_text"), "Vision towers": ("cues", "skips", "merges")}
+    tables = {
+        "": ("video", "axes", "prompts", "time_text"),
+        "Vision towers": ("cues", "skips", "merges"),
+        "Language models": ("inside",),
+    }
     for title, columns in tables.items():
         works = [row for row in rows if row["works"]]
         out.print(table(title, [{key: shown(row[key]) for key in ("name", *columns)} for row in works]))
@@ -40,7 +44,8 @@ def llm_families(
         "prompts: fewtokens ask makes them; for others AutoProcessor does, for attach.\n"
         "time_text: the text of a time, with ... for the rows of a frame.\n"
         "cues: what methods can read; fewtokens methods NAME says what a method needs.\n"
-        "skips: patches that methods of the stage pixels drop; merges: those of the stage encoder.",
+        "skips: patches that methods of the stage pixels drop; merges: those of the stage encoder.\n"
+        "inside: what methods inside the language model can do.",
         style="dim",
         highlight=False,
     )

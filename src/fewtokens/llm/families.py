@@ -31,6 +31,7 @@ class Family:
         cues: the cues of the pixels and of the vision tower that methods can read, keys of `CUES`.
         skips: whether the tower leaves out the patches that methods of the stage "pixels" do not keep.
         merges: whether methods of the stage "encoder" act between the blocks of the tower.
+        inside: "all" if methods inside the language model act before every layer; otherwise what they cannot do.
         folder: the folder of transformers.
         since: the first version (major, minor) of transformers that has it, if newer than the lowest supported one.
     """
@@ -45,6 +46,7 @@ class Family:
     cues: tuple[str, ...] = ()
     skips: bool = False
     merges: bool = False
+    inside: str = ""
     folder: str = ""
     since: tuple[int, int] | None = None
 

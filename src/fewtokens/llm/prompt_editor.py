@@ -1,20 +1,22 @@
 """Rewrites prompts for few visual tokens: placeholders, masks, positions and labels.
 
 Text is unchanged. A video's rows are replaced by its tokens, each at the column of the cell nearest to its mean
-position. `mm_encoder_outputs` contains the features (and DeepStack features, reduced by the same plan), so that the
-model inserts them itself, once for each beam.
+position, in the order of these cells; if positions are averaged, in the order of their time within a run of columns.
+`mm_encoder_outputs` contains the features (and DeepStack features, reduced by the same plan), so that the model inserts
+them itself, once for each beam.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewtokens.core.layer_method import VideoPlacement
+from fewtokens.core.plan import Plan
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend
@@ -181,6 +183,29 @@ def nearest_cell(position: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return (t * H + y) * W + x
 
 
+def in_reading_order(visual: ReducedVisual) -> ReducedVisual:
+    """The visual with its tokens in the order of the cells nearest to their mean positions.
+
+    Methods order merged tokens by mean time, so that one that takes a third of its cells from the next frame comes
+    after all others of its frame. A language model was trained on rows in the order of the cells, whose positions they
+    take. Averaged positions are those of the mean, and follow the order of the methods already.
+
+    Tokens with an attribution, such as those of learned queries, keep their order: they consist of all cells.
+    """
+    tokens = visual.tokens
+    if tokens is None or tokens.attribution is not None:
+        return visual
+    cell = nearest_cell(tokens.positions[0], tokens.grid.shape)
+    if bool((cell.diff() >= 0).all()):
+        return visual
+    order = cell.argsort(stable=True)
+    rows = torch.arange(len(visual.visual.features), device=order.device)
+    rows[: len(order)] = order
+    features, *deepstack = (values[rows] for values in (visual.visual.features, *visual.visual.deepstack))
+    moved = tokens.apply(Plan(tokens.count, tokens.N, order.argsort()[None]))
+    return ReducedVisual(replace(visual.visual, features=features, deepstack=deepstack), moved)
+
+
 def _interpolate(values: Tensor, points: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Interpolates values [A,S] of the cells at points (t, y, x) [n,3], rounded: int64 [A,n]."""
     low = points.floor()
@@ -212,6 +237,8 @@ def edit_prompts(
             f"in {backend.name}, transformers counts the columns of a prompt, so positions must be 'renumber', got "
             f"{positions!r}"
         )
+    if positions != "average":
+        reduced = {modality: list(map(in_reading_order, visuals)) for modality, visuals in reduced.items()}
     ids = prompt["input_ids"]
     mask = prompt.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -161,15 +162,14 @@ class Tokenizer(Pushable, nn.Module):
     def stores_assignment(self) -> bool:
         """Whether the decoder needs the assignment of cells to tokens, which then is part of what is stored.
 
-        It does if a method drops or merges tokens before the quantizer, or if the decoder reads a grid of cells and a
-        method changes the number of tokens.
+        It does if a method drops or merges the tokens of cells before the quantizer, or if the decoder reads a grid of
+        cells and a method changes the number of tokens. The tokens that a resampler computes are a sequence.
         """
-        methods = self.methods
-        index = next((i for i, method in enumerate(methods) if isinstance(method, Quantizer)), len(methods))
-        reduces = any(isinstance(method, Reducer) for method in methods[:index])
-        return reduces or (
-            self.decoder.full_grid and any(isinstance(method, Reducer | Resampler) for method in methods)
-        )
+        if self.decoder.full_grid:
+            return any(isinstance(method, Reducer | Resampler) for method in self.methods)
+        before = list(takewhile(lambda method: not isinstance(method, Quantizer), self.methods))
+        sequence = any(isinstance(method, Resampler) for method in before)
+        return not sequence and any(isinstance(method, Reducer) for method in before)
 
     def layout(self, frames: int, height: int, width: int) -> Layout:
         """Returns padding, grid, tokens and bits of a video of this size in pixels.

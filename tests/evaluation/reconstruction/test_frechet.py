@@ -100,6 +100,7 @@ def test_random_features_order_distortions():
     assert distance(videos) == pytest.approx(0, abs=1e-9)
     assert 0 < distance(videos + 0.02 * noise) < distance(videos + 0.05 * noise) < distance(videos + 0.2 * noise)
     assert distance(shuffled) > 1e-4
+    assert distance(videos * 9 - 4) == distance((videos * 9 - 4).clamp(0, 1)) > 0  # clamped
     assert distance(shuffled, seed=1) != distance(shuffled)
 
 
@@ -181,12 +182,11 @@ def test_missing_weights_have_a_name(tmp_path):
     videos = clips(4, frames=9)
     wrong = tmp_path / "weights.pt"
     torch.save({"a": torch.zeros(1)}, wrong)
-    for measure, words in [(rfvd, "rfvd requires the TorchScript file of I3D"), (rfid, "rfid requires .* Inception")]:
-        for weights, reason in [
-            (None, "pass its path"),
-            (tmp_path / "x.pt", "not exist"),
-            (wrong, "not a TorchScript"),
-        ]:
+    for measure, words, other in [
+        (rfvd, "rfvd requires the TorchScript file of I3D", "is not a TorchScript file"),
+        (rfid, "rfid requires Inception of 2015", "is not Inception v3 of FID; missing"),
+    ]:
+        for weights, reason in [(None, "passed as weights$"), (tmp_path / "x.pt", "does not exist"), (wrong, other)]:
             with pytest.raises(MissingWeights, match=f"{words}.*{reason}"):
                 measure([(videos, videos)], protocol(videos), weights)
     torch.jit.script(I3D()).save(str(wrong))

@@ -104,8 +104,8 @@ def test_missing_weights_have_a_name(files, tmp_path):
     safetensors.torch.save_file(torch.load(heads, weights_only=True), tensors)
     assert torch.equal(Lpips.load(backbone, tensors)(*images()), Lpips.load(backbone, heads)(*images()))
     for arguments, message in [
-        ((None, heads), "LPIPS requires the weights of torchvision's alex, pass their path as backbone"),
-        ((backbone, None), "requires the heads weights/v0.1/alex.pth of the package lpips"),
+        ((None, heads), "LPIPS requires the weights of torchvision's alex, passed as backbone"),
+        ((backbone, None), "requires weights/v0.1/alex.pth of the package lpips, passed as heads"),
         ((tmp_path / "x.pth", heads), "does not exist"),
         ((broken, heads), "is not a file of weights"),
         ((heads, heads), "is not of the network alex; missing: 0.bias"),

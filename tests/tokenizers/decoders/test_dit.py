@@ -91,16 +91,33 @@ def test_guidance():
     assert not torch.allclose(decoder(tokens, guidance=3.0, projected=True), conditional)
 
 
-def test_the_target_is_the_latent_of_the_autoencoder():
-    # A network that predicts the true velocity has no loss, so its sample decodes to the autoencoder's reconstruction.
+@pytest.mark.parametrize("objective", ["flow", "ddpm"])
+def test_the_target_is_the_latent_of_the_autoencoder(objective):
+    # A network that predicts the true target has no loss, and its sample decodes to the autoencoder's reconstruction.
     frames = synthetic("pan", frames=1, size=(8, 32)).frames[None].float() / 127.5 - 1
-    decoder = build(network="dct", patch=1, objective="flow")
+    decoder = build(network="dct", patch=1, objective=objective, steps=20)
     latents = decoder.encoder.encode(frames.transpose(1, 2)).movedim(1, -1)
-    decoder.predict = lambda z, s, slots: ((z - latents) / s[:, None, None, None, None], z)
+
+    def truth(z, s, slots):
+        a, b = (share[:, None, None, None, None] for share in decoder.diffusion.path.coefficients(s))
+        noise = (z - a * latents) / b
+        return (noise - latents if objective == "flow" else noise), z
+
+    decoder.predict = truth
     torch.manual_seed(0)
-    assert float(decoder.losses(slots()[:1], frames)["diffusion"]) == pytest.approx(0, abs=1e-8)
+    assert float(decoder.losses(slots()[:1], frames)["diffusion"]) == pytest.approx(0, abs=1e-6)
     expected = decoder.decoder.decode(latents.movedim(-1, 1)).transpose(1, 2)
-    torch.testing.assert_close(decoder(slots()[:1]), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoder(slots()[:1]), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_patches_may_extend_past_the_edge():
+    decoder = build(stride=(1, 6, 6), patch=4)
+    grid = slots()
+    assert decoder(grid).shape == (2, 1, 3, 6, 24)
+    frames = torch.arange(6.0)[:, None].expand(1, 1, 3, 6, 24)
+    patches = decoder._to_patches(frames)
+    assert patches.shape[1:] == decoder._patches_of(1, 6, 24) == (1, 2, 6, 48)
+    assert patches[0, 0, 1, 0].unflatten(0, (4, 4, 3))[:, 0, 0].tolist() == [4, 5, 5, 5]
 
 
 def test_alignment_with_a_frozen_teacher():
@@ -121,13 +138,13 @@ def test_alignment_with_a_frozen_teacher():
 
 def test_a_trained_decoder_listens_to_its_tokens():
     torch.manual_seed(0)
-    frames = torch.stack([synthetic(name, frames=2, size=(16, 16)).frames for name in ("pan", "shapes")])
+    frames = torch.stack([synthetic(name, frames=1, size=(16, 16)).frames for name in ("pan", "shapes")])
     tokenizer = create_tokenizer(
-        "tubelet(32, stride=(2, 8, 8)) | perceiver(4, num_layers=1) > "
-        "dit(stride=(2, 8, 8), size=(64, 2), slots=4, patch=4, objective='x', steps=1)"
+        "tubelet(32, stride=(1, 8, 8)) | perceiver(4, num_layers=1) > "
+        "dit(stride=(1, 8, 8), size=(64, 2), slots=4, patch=4, objective='x', steps=1)"
     ).train()
     optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
-    for _ in range(250):
+    for _ in range(160):
         loss = sum(tokenizer(frames.repeat(2, 1, 1, 1, 1)).losses.values())
         optimizer.zero_grad()
         loss.backward()
@@ -147,8 +164,7 @@ def test_a_trained_decoder_listens_to_its_tokens():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": (1, 6, 6)}, "stride must be a multiple of 1 frames and 4x4 pixels"),
-        ({"network": "dct", "stride": (1, 8, 8), "patch": 2}, "16x16 pixels"),
+        ({"stride": (1, 6)}, "three counts"),
         ({"size": (32,)}, "size must be channels"),
         ({"objective": "gan"}, "objective must be one of"),
     ],

@@ -78,7 +78,7 @@ def test_a_trained_decoder_listens_to_its_tokens():
     decoder = PatchFlow(8, stride=(1, 8, 8), width=64, depth=2, blocks=0, target="x")
     codes = torch.nn.Parameter(torch.randn(2, 2, 2, 2, 8))
     optimizer = torch.optim.AdamW([*decoder.parameters(), codes], 3e-3)
-    for _ in range(250):
+    for _ in range(150):
         loss = sum(decoder.losses(Tokens.from_cells(codes), frames).values())
         optimizer.zero_grad()
         loss.backward()

@@ -26,9 +26,6 @@ def test_prefixes_decode_as_in_training():
         assert torch.equal(prefix.codes, tokens.codes[:, :k])
         assert float(tokenizer.bits(prefix)[0]) == 8 * k
         decoded = tokenizer.decode(prefix)
-        # Codes of -1 are the same as tokens that are not in the file.
-        blank = tokens.replace(codes=tokens.codes.masked_fill(torch.arange(16)[None, :, None] >= k, -1))
-        torch.testing.assert_close(decoded, tokenizer.decode(blank), rtol=1e-5, atol=1e-5)
         assert not torch.equal(decoded, previous)
         previous = decoded
 

@@ -16,10 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewtokens.core.files import check_fit
+from fewtokens.evaluation.reconstruction.inception import InceptionV3
 from fewtokens.evaluation.reconstruction.protocol import Protocol
-from fewtokens.evaluation.reconstruction.weights import MissingWeights, hash_file, hash_weights
+from fewtokens.evaluation.reconstruction.weights import (
+    MissingWeights,
+    check_file,
+    hash_file,
+    hash_weights,
+    read_weights,
+)
 
-# Features [n,D] of videos [B,T,3,H,W] in 0..1.
+# Features [n,D] of videos [B,T,3,H,W] in 0..1, on the device of the videos.
 Features = Callable[[Tensor], Tensor]
 # (originals, reconstructions), each [B,T,3,H,W] in 0..1.
 Pairs = Iterable[tuple[Tensor, Tensor]]
@@ -105,7 +113,7 @@ def frechet_random3d(
     """
     network = Random3D(dim, seed)
     protocol = replace(protocol, extractor=f"random3d(dim={dim}, seed={seed})", extractor_hash=hash_weights(network))
-    return _distance("frechet_random3d", network, pairs, protocol, shrinkage)
+    return _distance("frechet_random3d", lambda x: network.to(x.device)(x), pairs, protocol, shrinkage)
 
 
 def rfvd(
@@ -127,7 +135,11 @@ def rfvd(
         MissingWeights: `weights` is None or not a TorchScript file.
         ValueError: as for `frechet_distance`, fewer than 9 frames, or the clips are not those of the protocol.
     """
-    network = _torchscript("rfvd", weights, "the TorchScript file of I3D by StyleGAN-V, i3d_torchscript.pt")
+    description = "the TorchScript file of I3D by StyleGAN-V, i3d_torchscript.pt, passed as weights"
+    path = check_file("rfvd", weights, description)
+    network = _torchscript(path)
+    if network is None:
+        raise MissingWeights(f"rfvd requires {description}: {path} is not a TorchScript file")
     if protocol.frames < 9:
         raise ValueError(f"I3D pools over 9 frames or more, the protocol has {protocol.frames}")
 
@@ -135,10 +147,10 @@ def rfvd(
         B, T = videos.shape[:2]
         x = F.interpolate(videos.flatten(0, 1), size=(224, 224), mode="bilinear") * 2 - 1
         x = x.reshape(B, T, 3, 224, 224).transpose(1, 2)
-        logits: Tensor = network(x, rescale=False, resize=False, return_features=True)
+        logits: Tensor = network.to(x.device)(x, rescale=False, resize=False, return_features=True)
         return logits
 
-    return _distance("rfvd", features, pairs, _with_extractor(protocol, "i3d", weights), shrinkage)
+    return _distance("rfvd", features, pairs, _with_extractor(protocol, "i3d", path), shrinkage)
 
 
 def rfid(
@@ -150,22 +162,24 @@ def rfid(
         pairs: batches of (originals, reconstructions), each [B,T,3,H,W] in 0..1. Each frame is a sample, rounded to
             8 bits; the network resizes it to 299x299.
         protocol: of the clips.
-        weights: the Inception network of 2015, a TorchScript file called with uint8 images and `return_features=True`
-            (`inception-2015-12-05.pt` of StyleGAN2-ADA and later).
+        weights: the Inception network of 2015: `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity, or a
+            TorchScript file that is called with uint8 images and `return_features=True` (`inception-2015-12-05.pt` of
+            StyleGAN2-ADA and later).
         shrinkage: as for `frechet_distance`. Without it, at least 2048 frames are needed.
 
     Raises:
-        MissingWeights: `weights` is None or not a TorchScript file.
+        MissingWeights: `weights` is None or the file of another network.
         ValueError: as for `frechet_distance`, or the clips are not those of the protocol.
     """
-    network = _torchscript("rfid", weights, "the TorchScript file of Inception, inception-2015-12-05.pt")
+    description = "Inception of 2015, as TorchScript or as the state dict of torch-fidelity, passed as weights"
+    path = check_file("rfid", weights, description)
+    network, options = _inception(path, description)
 
     def features(videos: Tensor) -> Tensor:
-        images = (videos.flatten(0, 1) * 255).round().byte()
-        pooled: Tensor = network(images, return_features=True)
+        pooled: Tensor = network.to(videos.device)((videos.flatten(0, 1) * 255).round().byte(), **options)
         return pooled
 
-    return _distance("rfid", features, pairs, _with_extractor(protocol, "inception-2015-12-05", weights), shrinkage)
+    return _distance("rfid", features, pairs, _with_extractor(protocol, "inception-2015-12-05", path), shrinkage)
 
 
 class Random3D(nn.Module):
@@ -199,7 +213,7 @@ def _distance(name: str, features: Features, pairs: Pairs, protocol: Protocol, s
     for pair in pairs:
         for videos, into in zip(pair, collected, strict=True):
             with torch.no_grad():
-                into.append(features(protocol.select(videos)).double().cpu())
+                into.append(features(protocol.select(videos).float().clamp(0, 1)).double().cpu())
         clips += len(pair[0])
     protocol.check_count(clips)
     a, b = (torch.cat(each) for each in collected)
@@ -213,17 +227,29 @@ def _covariance(x: Tensor, shrinkage: float) -> Tensor:
     return (1 - shrinkage) * covariance + shrinkage * covariance.trace() / len(covariance) * identity
 
 
-def _torchscript(measure: str, weights: str | Path | None, description: str) -> Any:
-    if weights is None:
-        raise MissingWeights(f"{measure} requires {description}: pass its path as weights")
-    if not Path(weights).is_file():
-        raise MissingWeights(f"{measure} requires {description}: {weights} does not exist")
+def _torchscript(path: Path) -> Any:
+    """The network of a TorchScript file, or None if it is another file."""
     try:
-        return torch.jit.load(str(weights), map_location="cpu").eval()
+        return torch.jit.load(str(path), map_location="cpu").eval()
     except RuntimeError:
-        raise MissingWeights(f"{measure} requires {description}: {weights} is not a TorchScript file") from None
+        return None
 
 
-def _with_extractor(protocol: Protocol, name: str, weights: str | Path | None) -> Protocol:
-    assert weights is not None  # checked when they were loaded
+def _inception(path: Path, description: str) -> tuple[Any, dict[str, bool]]:
+    """The network of a TorchScript file or a state dict, and the options with which it returns features."""
+    script = _torchscript(path)
+    if script is not None:
+        return script, {"return_features": True}
+    state = read_weights("rfid", path, description)
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    network = InceptionV3()
+    try:
+        check_fit(network.state_dict(), state, f"{path}: is not Inception v3 of FID")
+    except ValueError as error:
+        raise MissingWeights(f"rfid requires {description}; {error}") from None
+    network.load_state_dict(state)
+    return network.eval(), {}
+
+
+def _with_extractor(protocol: Protocol, name: str, weights: Path) -> Protocol:
     return replace(protocol, extractor=name, extractor_hash=hash_file(weights))

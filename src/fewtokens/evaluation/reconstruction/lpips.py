@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fewtokens.core.files import check_fit
-from fewtokens.evaluation.reconstruction.weights import MissingWeights
+from fewtokens.evaluation.reconstruction.weights import MissingWeights, read_weights
 
 Network = Literal["alex", "vgg"]
 
@@ -88,9 +85,11 @@ class Lpips(nn.Module):
             ValueError: another network.
         """
         model = cls(network)
-        tensors = _read(backbone, f"the weights of torchvision's {network}, pass their path as backbone")
+        description = f"the weights of torchvision's {network}, passed as backbone"
+        tensors = read_weights("LPIPS", backbone, description)
         features = {name.removeprefix("features."): x for name, x in tensors.items() if name.startswith("features.")}
-        stored = _read(heads, f"the heads weights/v0.1/{network}.pth of the package lpips, pass their path as heads")
+        description = f"weights/v0.1/{network}.pth of the package lpips, passed as heads"
+        stored = read_weights("LPIPS", heads, description)
         linear = {str(n): stored[key].flatten() for n in range(5) if (key := f"lin{n}.model.1.weight") in stored}
         for module, state, path in ((model.features, features, backbone), (model.heads, linear, heads)):
             try:
@@ -136,19 +135,3 @@ def lpips(original: Tensor, reconstruction: Tensor, model: Lpips) -> Tensor:
     x, y = (video.flatten(0, 1).clamp(0, 1) for video in (original, reconstruction))
     with torch.no_grad():
         return model(x, y).reshape(original.shape[:2]).double().mean(1)
-
-
-def _read(path: str | Path | None, description: str) -> dict[str, Tensor]:
-    if path is None:
-        raise MissingWeights(f"LPIPS requires {description}")
-    if not Path(path).is_file():
-        raise MissingWeights(f"LPIPS requires {description}: {path} does not exist")
-    try:
-        if Path(path).suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError):
-        raise MissingWeights(f"LPIPS requires {description}: {path} is not a file of weights") from None
-    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
-        raise MissingWeights(f"LPIPS requires {description}: {path} is not a state dict")
-    return state

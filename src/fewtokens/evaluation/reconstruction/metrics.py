@@ -6,7 +6,6 @@ float64 [B], and needs no weights.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.evaluation.reconstruction.lpips import Lpips, lpips
+from fewtokens.methods.ops.codes import usage
 
 MAX_PSNR = 60.0
 """The PSNR of equal frames in dB, as in libvmaf for 8 bits: one exact frame leaves the mean over frames finite."""
@@ -207,27 +207,19 @@ def code_health(codes: Tensor, codebook: int | Sequence[int]) -> dict[str, float
     sizes = [codebook] * len(columns) if isinstance(codebook, int) else list(codebook)
     if len(sizes) != len(columns):
         raise ValueError(f"a token has {len(columns)} codes, got {len(sizes)} codebooks")
-    usage, perplexity, formula, entropy = [], [], 0.0, 0.0
     for column, size in zip(columns, sizes, strict=True):
         if int(column.max()) >= size or int(column.min()) < -1:
             raise ValueError(
                 f"codes must be in 0..{size - 1} or -1, got {int(column.min())}..{int(column.max())}; is it another "
                 "tokenizer's file?"
             )
-        column = column[column >= 0]
-        counts = column.unique(return_counts=True)[1].double()
-        share = counts / counts.sum()
-        bits = float(-(share * share.log2()).sum())
-        weight = len(column) / columns.shape[1]
-        usage.append(len(counts) / size)
-        perplexity.append(2**bits if len(column) else 0.0)
-        formula += weight * math.log2(size)
-        entropy += weight * bits
+    share, perplexity = usage(columns.T[None], sizes)
+    present = (columns >= 0).double().mean(1).cpu()
     return {
-        "usage": sum(usage) / len(usage),
-        "perplexity": sum(perplexity) / len(perplexity),
-        "bits_per_token": formula,
-        "entropy_bits": entropy,
+        "usage": float(share.mean()),
+        "perplexity": float(perplexity.mean()),
+        "bits_per_token": float((present * torch.tensor(sizes, dtype=torch.float64).log2()).sum()),
+        "entropy_bits": float((present * perplexity.cpu().clamp(min=1).log2()).sum()),
     }
 
 

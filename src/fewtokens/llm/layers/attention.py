@@ -17,28 +17,9 @@ from torch import Tensor
 from fewtokens.core.shapes import shape_repr
 from fewtokens.llm.interface import CACHE_NAMES, unsupported
 
-# The submodules of decoder layers and of their attention that streams account for.
-_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "rotary_emb"}
 # The number of probabilities in memory (128 MiB in float32); more queries are processed in blocks.
 _BLOCK_SIZE = 1 << 25
 _NAME = "fewtokens_noted"
-
-
-def check_layers(text: Any) -> None:
-    """Raises a ValueError if the layers of a language model differ from what streams expect."""
-    kinds = set(getattr(text.config, "layer_types", None) or ["full_attention"])
-    if any(getattr(layer.self_attn, "sliding_window", None) for layer in text.layers if hasattr(layer, "self_attn")):
-        kinds |= {"sliding_attention"}
-    if kinds != {"full_attention"}:
-        raise ValueError(f"a second stream requires layers of full attention, got {sorted(kinds)}")
-    for layer in text.layers:
-        parts = {name for name, _ in layer.named_children()}
-        if parts != _LAYER:
-            raise unsupported(f"decoder layers differ in {', '.join(sorted(parts ^ _LAYER))}")
-        own = {name for name, _ in layer.self_attn.named_children()}
-        if not {"q_proj", "k_proj"} <= own <= _ATTENTION:
-            raise unsupported(f"the attention of decoder layers consists of {', '.join(sorted(own))}")
 
 
 @dataclass
@@ -156,19 +137,6 @@ def attention_rows(attention: AttentionInputs, queries: Tensor, real: Tensor, *,
         else:
             total += probs.sum((1, 2))
     return total if pool == "max" else total / (count * valid.sum(1, keepdim=True).clamp(min=1))
-
-
-def heads(attention: Any, which: str, hidden: Tensor, projection: Any = None) -> Tensor:
-    """Queries ("q"), keys ("k") or values ("v") [B,heads,M,d] before rotation.
-
-    Args:
-        hidden: [B,M,D], after the layer's input norm.
-        projection: a linear layer that replaces the attention's own.
-    """
-    projection = getattr(attention, f"{which}_proj") if projection is None else projection
-    projected = projection(hidden).unflatten(2, (-1, attention.head_dim))
-    norm = getattr(attention, f"{which}_norm", None)
-    return (projected if norm is None else norm(projected)).transpose(1, 2)
 
 
 def rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -31,13 +31,16 @@ from fewtokens.core.plan import take_rows
 from fewtokens.core.shapes import shape_repr
 from fewtokens.llm.features import layout_of
 from fewtokens.llm.interface import cache_of, unsupported
-from fewtokens.llm.layers.attention import check_layers, heads, rotate
+from fewtokens.llm.layers.attention import rotate
 from fewtokens.llm.layers.cache import to_slots
 from fewtokens.llm.layers.mamba2 import Mamba2
 
 _ATTRIBUTE = "_streams_by_fewtokens"
 # The argument of decoder layers that carries a `Pass`. As an argument it also reaches recomputed layers.
 _ARGUMENT = "streams"
+# The submodules of decoder layers and of their attention that streams account for.
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "rotary_emb"}
 
 
 @dataclass
@@ -475,6 +478,22 @@ class Streams(nn.Module):
         return Attention(module, hidden, kwargs["position_embeddings"], cache_of(kwargs))
 
 
+def check_layers(text: Any) -> None:
+    """Raises a ValueError if the layers of a language model differ from what streams expect."""
+    kinds = set(getattr(text.config, "layer_types", None) or ["full_attention"])
+    if any(getattr(layer.self_attn, "sliding_window", None) for layer in text.layers if hasattr(layer, "self_attn")):
+        kinds |= {"sliding_attention"}
+    if kinds != {"full_attention"}:
+        raise ValueError(f"a second stream requires layers of full attention, got {sorted(kinds)}")
+    for layer in text.layers:
+        parts = {name for name, _ in layer.named_children()}
+        if parts != _LAYER:
+            raise unsupported(f"decoder layers differ in {', '.join(sorted(parts ^ _LAYER))}")
+        own = {name for name, _ in layer.self_attn.named_children()}
+        if not {"q_proj", "k_proj"} <= own <= _ATTENTION:
+            raise unsupported(f"the attention of decoder layers consists of {', '.join(sorted(own))}")
+
+
 def parse(spec: str) -> tuple[str, int]:
     """Returns the preset of a spec and the distance between its layers.
 
@@ -502,6 +521,19 @@ def copy_linear(source: Any) -> nn.Linear:
         if bias is not None:
             linear.bias.copy_(bias)
     return linear
+
+
+def heads(attention: Any, which: str, hidden: Tensor, projection: Any = None) -> Tensor:
+    """Queries ("q"), keys ("k") or values ("v") [B,heads,M,d] before rotation.
+
+    Args:
+        hidden: [B,M,D], after the layer's input norm.
+        projection: a linear layer that replaces the attention's own.
+    """
+    projection = getattr(attention, f"{which}_proj") if projection is None else projection
+    projected = projection(hidden).unflatten(2, (-1, attention.head_dim))
+    norm = getattr(attention, f"{which}_norm", None)
+    return (projected if norm is None else norm(projected)).transpose(1, 2)
 
 
 def keys_and_values(layer: Any, slow: Tensor, k_proj: nn.Linear, v_proj: nn.Linear) -> list[Tensor]:

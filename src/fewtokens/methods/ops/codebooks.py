@@ -159,14 +159,14 @@ class AttentionBook(nn.Module):
     Args:
         size: the number K of entries.
         dim: the number D of channels of an entry.
-        width: channels of queries and keys. Default: 32.
+        query_dim: channels of queries and keys. Default: 32.
     """
 
-    def __init__(self, size: int, dim: int, *, width: int = 32) -> None:
+    def __init__(self, size: int, dim: int, *, query_dim: int = 32) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.randn(size, dim))
-        self.query, self.key, self.value = nn.Linear(dim, width), nn.Linear(dim, width), nn.Linear(dim, dim)
-        self.query_norm, self.key_norm = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
+        self.query, self.key, self.value = nn.Linear(dim, query_dim), nn.Linear(dim, query_dim), nn.Linear(dim, dim)
+        self.query_norm, self.key_norm = nn.RMSNorm(query_dim, eps=1e-5), nn.RMSNorm(query_dim, eps=1e-5)
 
     def codes(self, x: Tensor) -> Tensor:
         """The codes of x [...,D], int64 [...]."""

@@ -14,7 +14,7 @@ class AttentionVq(Quantizer):
     """Replaces each token by the value of the entry that it attends to most, with the gradient of the full attention.
 
     The quantizer of CODA (arXiv 2503.17760), without its scales, which `multi_scale_vq(book="attention")` has:
-    q = W_q x and k = W_k e, both normalized (RMSNorm), v = W_v e, A = softmax(q k^T / sqrt(width)). The value is
+    q = W_q x and k = W_k e, both normalized (RMSNorm), v = W_v e, A = softmax(q k^T / sqrt(query_dim)). The value is
     v[argmax A], with the gradient of A v to q and k, so that all entries are trained. In training, four losses: the
     squared distance of the result to the token (with both gradients), of the token to the value, of the value to the
     token (0.05), and the entropy of the attention at temperature 0.01 minus that of its mean (0.05).
@@ -26,7 +26,7 @@ class AttentionVq(Quantizer):
         size: number of entries, at least 2. Default: 1024; CODA has 16384 and 65536.
         dim: channels of the tokens; linear layers lead to the entries and back. No layers if equal to `code_dim`.
         code_dim: channels of an entry. Default: 16.
-        width: channels of queries and keys. Default: 32.
+        query_dim: channels of queries and keys. Default: 32.
         checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
@@ -41,15 +41,15 @@ class AttentionVq(Quantizer):
         *,
         dim: int = 384,
         code_dim: int = 16,
-        width: int = 32,
+        query_dim: int = 32,
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         check_codebook(size, code_dim)
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        self.size, self.dim, self.code_dim, self.width, self.checkpoint = size, dim, code_dim, width, checkpoint
-        self.codebook = AttentionBook(size, code_dim, width=width)
+        if query_dim < 1:
+            raise ValueError(f"query_dim must be at least 1, got {query_dim}")
+        self.size, self.dim, self.code_dim, self.query_dim, self.checkpoint = size, dim, code_dim, query_dim, checkpoint
+        self.codebook = AttentionBook(size, code_dim, query_dim=query_dim)
         self.project_in, self.project_out = projection(dim, code_dim), projection(code_dim, dim)
         load_weights(self, checkpoint)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -93,6 +95,7 @@ class GroupedResidualVq(Quantizer):
         """Returns the features of codes [B,N,Q]; -1 stands for no detail of that level."""
         parts = []
         for codebook, layer, group in zip(self.codebooks, self.project_out, codes.split(self.levels, -1), strict=True):
-            details = [entries(book, code) for book, code in zip(codebook.layers, group.unbind(-1), strict=True)]  # type: ignore[arg-type]
+            levels: Any = codebook.layers
+            details = [entries(book, code) for book, code in zip(levels, group.unbind(-1), strict=True)]
             parts.append(project(layer, torch.stack(details).sum(0)))
         return torch.cat(parts, -1)

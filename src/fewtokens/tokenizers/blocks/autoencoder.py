@@ -188,12 +188,23 @@ class Lora(nn.Module):
 
 
 def add_lora(network: nn.Module, rank: int) -> None:
-    """Adds a `Lora` to the convolutions conv1 and conv2 of all residual blocks, as CODA does."""
-    for module in list(network.modules()):
-        for name in ("conv1", "conv2"):
-            layer = getattr(module, name, None)
-            if isinstance(layer, nn.Conv2d):
-                setattr(module, name, Lora(layer, rank))
+    """Adds a `Lora` to the convolutions conv1 and conv2 of all residual blocks, as CODA does.
+
+    Raises:
+        ValueError: there are none of images, as in autoencoders of videos.
+    """
+    blocks = [
+        (module, name)
+        for module in network.modules()
+        for name in ("conv1", "conv2")
+        if isinstance(getattr(module, name, None), nn.Conv2d)
+    ]
+    if not blocks:
+        raise ValueError(
+            "lora requires residual blocks with convolutions of images, which this autoencoder does not have"
+        )
+    for module, name in blocks:
+        setattr(module, name, Lora(getattr(module, name), rank))
 
 
 def _load(network: str, patch: int, channels: int) -> tuple[Any, dict[str, Any], str]:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, DepthToSpace, Three
-from fewtokens.tokenizers.blocks.residual import ConvNorm
 
 STRIDE: Three = (4, 8, 8)
 # Channels of the levels of the maps and of the U-Net, as multiples of a width. Level 0 has the size of the frames. If
@@ -21,13 +20,20 @@ HALVE_TIME = (False, False, True, True, False, False)
 FIRST_MAP = 16
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalization of the channels of features [B,C,T,H,W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
 class ConvBlock(nn.Module):
     """A causal convolution, a norm of the channels and ReLU."""
 
     def __init__(self, dim: int, out: int, kernel: Three = (3, 3, 3)) -> None:
         super().__init__()
         self.conv = CausalConv3d(dim, out, kernel, fill="zeros")
-        self.norm = ConvNorm(out, act=False)
+        self.norm = ChannelNorm(out)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         return F.relu(self.norm(self.conv(x, cache)))
@@ -83,7 +89,7 @@ class FrameAttention(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = ConvNorm(dim, act=False)
+        self.norm = ChannelNorm(dim)
         self.qkv, self.out = nn.Conv3d(dim, 3 * dim, 1, bias=False), nn.Conv3d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,7 +181,7 @@ class Unet(nn.Module):
             Level(2 * b, a, width, Up(a, space=HALVE[i], time=HALVE_TIME[i]))
             for i, (a, b) in reversed(list(enumerate(pairwise(dims))))
         )
-        self.norm = ConvNorm(dims[0], act=False)
+        self.norm = ChannelNorm(dims[0])
         self.output = CausalConv3d(dims[0], 3, (3, 7, 7), fill="zeros")
         nn.init.zeros_(self.output.weight)
         if self.output.bias is not None:

@@ -1,4 +1,4 @@
-"""The convolutional decoder of images of VQGAN and later tokenizers, for features of a transformer."""
+"""The convolutional encoder and decoder of images of VQGAN and later tokenizers."""
 
 from __future__ import annotations
 
@@ -50,6 +50,35 @@ class ConvUp(nn.Module):
                 x = layer(x)
         images: Tensor = self.last(x)
         return images
+
+
+class ConvDown(nn.Module):
+    """The mirror of `ConvUp`: maps images to features of patches, each level half as large.
+
+    Args:
+        dim: channels of the features.
+        widths: channels of the levels, from the largest to the smallest image.
+        blocks: residual blocks of a level.
+    """
+
+    def __init__(self, dim: int, widths: Sequence[int], blocks: int = 2) -> None:
+        super().__init__()
+        if not widths or min(widths) < 1 or blocks < 1:
+            raise ValueError(f"widths and blocks must be at least 1, got {tuple(widths)} and {blocks}")
+        width = widths[0]
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1)]
+        for i, out in enumerate(widths):
+            layers += [_Residual(width if j == 0 else out, out) for j in range(blocks)]
+            if i < len(widths) - 1:
+                layers.append(nn.Conv2d(out, out, 3, stride=2, padding=1))
+            width = out
+        layers += [_Residual(width, width), _SelfAttention(width), _Residual(width, width)]
+        self.layers = nn.Sequential(*layers, _norm(width), nn.SiLU(), nn.Conv2d(width, dim, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images [F,3,H,W] to [F,dim,H/p,W/p]."""
+        features: Tensor = self.layers(x)
+        return features
 
 
 def _norm(width: int) -> nn.GroupNorm:

@@ -14,6 +14,7 @@ from fewtokens.networks.masking import sincos_positions
 from fewtokens.tokenizers.blocks.autoencoder import Half
 from fewtokens.tokenizers.blocks.flow import Diffusion, ProjectedGuidance, guide, seeded_noise
 from fewtokens.tokenizers.blocks.modulation import LevelEmbedding, ModulatedBlock, ModulatedOutput, heads_of
+from fewtokens.tokenizers.blocks.repa import Repa
 from fewtokens.tokenizers.parts import Decoder
 
 # Path and target of an objective.
@@ -47,7 +48,7 @@ class Dit(Decoder):
     Attributes:
         guidance: scale of classifier-free guidance in `forward`; 1 is none. Default: 1.
         alignment: a training loss that compares features of patches after a third of the blocks with those of a
-            teacher, such as `Repa`; None for none.
+            teacher, see `align`; None for none.
     """
 
     full_grid = False
@@ -79,22 +80,33 @@ class Dit(Decoder):
         self.slots, self.patch, self.network = slots, patch, network
         self.objective, self.steps, self.guidance = objective, steps, 1.0
         self.diffusion = Diffusion.from_names(*OBJECTIVES[objective])
-        self.alignment: nn.Module | None = None
+        self.alignment: Repa | None = None
         encoder, decoder = (None, None) if network is None else (Half(network, part) for part in ("encoder", "decoder"))
         self.encoder, self.decoder = encoder, decoder
         self.first_frame = encoder is not None and encoder.first_frame
         cell = (1, 1, 1) if encoder is None else encoder.stride
-        if any(pixels % (side * step) for pixels, side, step in zip(stride, cell, (1, patch, patch), strict=True)):
-            raise ValueError(
-                f"stride must be a multiple of {cell[0]} frames and {cell[1] * patch}x{cell[2] * patch} pixels, the "
-                f"size of a patch, got {tuple(stride)}"
-            )
+        if stride[0] % cell[0]:
+            raise ValueError(f"stride must be a multiple of {cell[0]} frames, those of a latent, got {tuple(stride)}")
+        # Rows and columns of pixels of a patch.
+        self.unit = cell[1] * patch, cell[2] * patch
         width, depth = size
         items = (3 if encoder is None else encoder.channels) * patch * patch
         self.null = nn.Parameter(0.02 * torch.randn(slots, dim))
         self.embed_slots, self.embed, self.level = nn.Linear(dim, width), nn.Linear(items, width), LevelEmbedding(width)
         self.blocks = nn.ModuleList(ModulatedBlock(width, heads_of(width)) for _ in range(depth))
         self.output = ModulatedOutput(width, items)
+
+    def align(self, network: str) -> None:
+        """Adds the loss `Repa` with a teacher that is not trained.
+
+        Args:
+            network: the teacher, see the encoder `frozen`. If pixels or "dct" are sampled, which need no weights, the
+                teacher is a small random network instead.
+        """
+        if self.network in (None, "dct"):
+            self.alignment = Repa(self.size[0], "random", hidden=64, cell=8)
+        else:
+            self.alignment = Repa(self.size[0], network)
 
     def conditions(self, tokens: Tokens) -> Tensor:
         """Returns the tokens in their slots, [B,slots,dim].
@@ -126,8 +138,7 @@ class Dit(Decoder):
             x = block(x, y)
             if number == max(1, len(self.blocks) // 3):
                 hidden = x
-        patches = (part[:, : T * H * W].unflatten(1, (T, H, W)) for part in (x, hidden))
-        x, hidden = patches
+        x, hidden = (part[:, : T * H * W].unflatten(1, (T, H, W)) for part in (x, hidden))
         return self.output(x, y[:, None, None]), hidden
 
     def losses(self, tokens: Tokens, frames: Tensor) -> dict[str, Tensor]:
@@ -135,13 +146,8 @@ class Dit(Decoder):
         if self.training:
             dropped = torch.rand(len(slots), 1, 1, device=slots.device) < 0.1
             slots = torch.where(dropped, self.null, slots)
-        x = frames.transpose(1, 2)
-        if self.encoder is not None:
-            with torch.no_grad():
-                x = self.encoder.encode(x)
-        x = self._to_patches(x).to(slots.dtype)
+        x = self._to_patches(frames).to(slots.dtype)
         s = self.diffusion.random_levels(x.shape[:1], x.device)
-
         hidden = x
 
         def network(z: Tensor, s: Tensor) -> Tensor:
@@ -178,27 +184,29 @@ class Dit(Decoder):
 
         def network(z: Tensor, s: Tensor) -> Tensor:
             conditional = self.predict(z, s, slots)[0]
-            return (
-                conditional if scale == 1 else combine(conditional, self.predict(z, s, self.null.expand_as(slots))[0])
-            )
+            if scale == 1:
+                return conditional
+            return combine(conditional, self.predict(z, s, self.null.expand_as(slots))[0])
 
-        shape = self._patches_of(*self.pixels(tokens.grid))
+        frames, height, width = self.pixels(tokens.grid)
+        shape = self._patches_of(frames, height, width)
         noise = seeded_noise(shape, seed, device=slots.device).to(slots.dtype).expand(len(slots), -1, -1, -1, -1)
         z = self.diffusion.sample(network, noise, self.steps if steps is None else steps)
         x = rearrange(z, "b t h w (p q c) -> b c t (h p) (w q)", p=self.patch, q=self.patch)
-        return (x if self.decoder is None else self.decoder.decode(x)).transpose(1, 2)
+        x = x if self.decoder is None else self.decoder.decode(x)
+        return x.transpose(1, 2)[..., :height, :width]
 
-    def _to_patches(self, x: Tensor) -> Tensor:
+    def _to_patches(self, frames: Tensor) -> Tensor:
+        """The patches of frames [B,T,3,height,width], whose last row and column are repeated to whole patches."""
+        down, right = (-side % unit for side, unit in zip(frames.shape[-2:], self.unit, strict=True))
+        x = F.pad(frames, (0, right, 0, down, 0, 0), mode="replicate").transpose(1, 2)
+        if self.encoder is not None:
+            with torch.no_grad():
+                x = self.encoder.encode(x)
         return rearrange(x, "b c t (h p) (w q) -> b t h w (p q c)", p=self.patch, q=self.patch)
 
     def _patches_of(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """The shape of the patches of a clip: T, H, W and channels."""
-        coder = self.encoder
-        T, H, W = (frames, height, width) if coder is None else _cells(coder, frames, height, width)
-        return T, H // self.patch, W // self.patch, self.output.project.out_features
-
-
-def _cells(coder: Half, frames: int, height: int, width: int) -> tuple[int, int, int]:
-    t, y, x = coder.stride
-    first = int(coder.first_frame)
-    return first + (frames - first) // t, height // y, width // x
+        first, t = int(self.first_frame), 1 if self.encoder is None else self.encoder.stride[0]
+        T = first + (frames - first) // t
+        return T, -(-height // self.unit[0]), -(-width // self.unit[1]), self.output.project.out_features

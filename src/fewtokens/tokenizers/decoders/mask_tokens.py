@@ -25,8 +25,8 @@ class MaskTokens(Decoder):
 
     The decoder of TiTok (arXiv 2406.07550), One-D-Piece (2501.10064) and LARP (2410.21264). Tokens are a sequence, with
     a learned embedding of the index; the number of cells is that of the video, so any number of tokens makes frames of
-    any size. In place of a token that is missing, because the sequence ends before `num_tokens` or its codes are all
-    -1, is a learned vector, as in the nested dropout of FlexTok (2502.13967); One-D-Piece shortens the sequence.
+    any size. In place of tokens that are missing, because the sequence ends before `num_tokens`, is a learned vector,
+    as in the nested dropout of FlexTok (2502.13967); One-D-Piece shortens the sequence.
 
     Args:
         dim: channels of a token.
@@ -87,8 +87,7 @@ class MaskTokens(Decoder):
 
     def _sequence(self, tokens: Tokens) -> Tensor:
         """The embeddings of all `num_tokens` tokens, [B,num_tokens,width]; those of missing ones are the same."""
-        present = tokens.mask if tokens.codes is None else tokens.mask & (tokens.codes >= 0).any(2)
-        embedded = torch.where(present[..., None], self.embed(tokens.features), self.missing)
+        embedded = torch.where(tokens.mask[..., None], self.embed(tokens.features), self.missing)
         rest = self.missing.expand(tokens.B, self.num_tokens - tokens.N, -1)
         return torch.cat([embedded, rest], 1) + self.order
 

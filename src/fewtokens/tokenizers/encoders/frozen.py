@@ -20,6 +20,7 @@ _DINOV2 = {"patch_size": 14, "image_size": (518, 518), "layer_scale": True}
 _SIGLIP = {
     "dim": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304, "class_token": False, "activation": "gelu_pytorch_tanh",
 }  # fmt: skip
+_CLIP = {"patch_size": 14, "activation": "quick_gelu", "norm_first": True, "patch_bias": False}
 _VIT_L = {"dim": 1024, "depth": 24, "num_heads": 16}
 
 # Networks that can be built on the meta device, to count parameters, without their weights.
@@ -36,9 +37,13 @@ KNOWN: dict[str, ViTConfig] = {
     "facebook/dinov2-large": ViTConfig(**_VIT_L, **_DINOV2),  # type: ignore[arg-type]
     "facebook/dinov2-with-registers-large": ViTConfig(num_registers=4, antialias=True, **_VIT_L, **_DINOV2),  # type: ignore[arg-type]
     "facebook/vit-mae-large": ViTConfig(**_VIT_L),  # type: ignore[arg-type]
+    "openai/clip-vit-base-patch16": ViTConfig(
+        dim=768, num_heads=12, norm_first=True, norm_last=False, patch_bias=False, activation="quick_gelu", eps=1e-5
+    ),
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": ViTConfig(
         dim=1280, depth=32, num_heads=16, patch_size=14, norm_first=True, patch_bias=False
     ),
+    "openai/clip-vit-large-patch14": ViTConfig(**_CLIP, **_VIT_L),  # type: ignore[arg-type]
     "google/siglip-so400m-patch14-384": ViTConfig(patch_size=14, image_size=(384, 384), **_SIGLIP),  # type: ignore[arg-type]
     "google/siglip2-so400m-patch14-384": ViTConfig(patch_size=14, image_size=(384, 384), **_SIGLIP),  # type: ignore[arg-type]
     "google/siglip2-so400m-patch16-256": ViTConfig(patch_size=16, image_size=(256, 256), **_SIGLIP),  # type: ignore[arg-type]

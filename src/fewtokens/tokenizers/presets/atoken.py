@@ -17,6 +17,8 @@ PRESET = Preset(
         "tubelet_transformer(width=96, stride=(4, 8, 8), layers=(('full', 3),), heads=4, positions='rotary4')"
     ),
     tiny_clip=(4, 32, 32),
+    window=16,
+    tiny_window=4,
     recipe={"pixel": "l1"},
     paper="AToken: A Unified Tokenizer for Vision, arXiv 2509.14476",
     license="Apple sample code license; weights for research only",
@@ -29,6 +31,7 @@ PRESET = Preset(
         "The continuous form; the discrete one has fsq((4, 4, 4, 4, 4, 4), groups=8), 8 codes of 4096 and 96 bits per "
         "token, in place of gaussian(48). The encoder is trained from scratch instead of from SigLIP2, with 4608 "
         "instead of 4304 hidden channels, and without the losses to text and to Gram matrices. An image is padded by "
-        "repetition instead of zeros. A video is one sequence, without cached tiles in time; 3-D assets are left out."
+        "repetition instead of zeros. Windows of 16 frames are independent, without cached keys and values of earlier "
+        "ones; 3-D assets are left out."
     ),
 )

@@ -18,6 +18,8 @@ PRESET = Preset(
         "tubelet_transformer(width=96, stride=(1, 8, 8), layers=(('block_causal', 3),), heads=3, positions=(4, 4, 4))"
     ),
     tiny_clip=(4, 32, 32),
+    window=16,
+    tiny_window=4,
     recipe={"pixel": "l2"},
     paper="Image and Video Tokenization with Binary Spherical Quantization, arXiv 2406.07548",
     license="code MIT; weights of images only",

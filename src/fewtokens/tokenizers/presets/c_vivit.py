@@ -19,6 +19,8 @@ PRESET = Preset(
         "positions=(3, 4, 4), first_frame=True)"
     ),
     tiny_clip=(5, 32, 32),
+    window=11,
+    tiny_window=5,
     recipe={"pixel": "l2"},
     paper="Phenaki: Variable Length Video Generation from Open Domain Textual Descriptions, arXiv 2210.02399",
     license="no code published",

@@ -15,6 +15,8 @@ PRESET = Preset(
         "coordinates(width=96, stride=(2, 8, 8), planes=(4, 4, 4), num_layers=3, heads=4, samples=64)"
     ),
     tiny_clip=(8, 32, 32),
+    window=128,
+    tiny_window=8,
     recipe={"pixel": "l2"},
     paper="Efficient Long Video Tokenization via Coordinate-based Patch Reconstruction, arXiv 2411.14762",
     license="license of the code unclear",

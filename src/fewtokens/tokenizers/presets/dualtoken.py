@@ -55,11 +55,11 @@ PRESET = Preset(
     license="README says MIT; the file it names is absent",
     tokens=729,
     differs=(
-        "It takes 163 kbit for an image, so it does not make few tokens. Projections to 32 channels are linear instead "
-        "of attention, before and after quantization; the shallow layer is read without 0.6 times layer 4; each "
-        "level has a codebook, all with moving means. The semantic loss compares the mean of patches instead of the "
-        "pooling head, with weight 1 as pixels (both 5 in the paper's code). 384 pixels are 27 x 27 patches of 14, so "
-        "the clip has 378; the decoder resizes them to 24 x 24 patches of 16. The tiny size starts from a ViT with "
-        "random weights."
+        "It takes 163 kbit for an image, so it does not make few tokens. Projections to 32 channels are linear "
+        "instead of attention, before and after quantization; the shallow layer is read without 0.6 times layer 4; "
+        "each level has a codebook, all with moving means. The semantic loss compares the mean of patches instead of "
+        "the pooling head, with weight 1 as pixels (both 5 in the paper's code). 384 pixels are 27 x 27 patches of "
+        "14, so the clip has 378; the decoder resizes them to 24 x 24 patches of 16. The tiny size starts from a ViT "
+        "with random weights."
     ),
 )

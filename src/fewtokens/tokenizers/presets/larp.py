@@ -93,6 +93,8 @@ PRESET = Preset(
         "heads=4, positions=(1, 4, 4))"
     ),
     tiny_clip=(4, 32, 32),
+    window=16,
+    tiny_window=4,
     kind=Larp,
     recipe={"pixel": "l1"},
     paper="LARP: Tokenizing Videos with a Learned Autoregressive Generative Prior, arXiv 2410.21264",

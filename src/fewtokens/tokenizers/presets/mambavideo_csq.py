@@ -15,6 +15,8 @@ PRESET = Preset(
         "state_space(width=48, stride=(4, 8, 8), blocks=(1, 2), first_frame=True)"
     ),
     tiny_clip=(5, 32, 32),
+    window=17,
+    tiny_window=5,
     recipe={"pixel": "l1"},
     paper="MambaVideo for Discrete Video Tokenization with Channel-Split Quantization, arXiv 2507.04559",
     license="no code published",

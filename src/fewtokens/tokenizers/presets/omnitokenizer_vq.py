@@ -19,6 +19,8 @@ PRESET = Preset(
         "first_frame=True)"
     ),
     tiny_clip=(5, 32, 32),
+    window=17,
+    tiny_window=5,
     recipe={"pixel": "l1"},
     paper="OmniTokenizer: A Joint Image-Video Tokenizer for Visual Generation, arXiv 2406.09399",
     license="code MIT",

@@ -17,6 +17,8 @@ PRESET = Preset(
         "positions=(1, 4, 4))"
     ),
     tiny_clip=(1, 32, 32),
+    window=1,
+    tiny_window=1,
     recipe={"pixel": "l2"},
     paper="One-D-Piece: Image Tokenizer Meets Quality-Controllable Compression, arXiv 2501.10064",
     license="Apache-2.0",

@@ -42,7 +42,7 @@ PRESET = Preset(
     differs=(
         "A token is four channels of one latent; in the paper's code four successive columns of one channel. The "
         "network that corrects latents has residual convolutions instead of EfficientViT blocks. Codebooks begin at "
-        "random, not at latents of the data. In frames of another size, positions share the 512 codebooks in turn. The "
-        "tiny size uses the lowest cosine coefficients of patches, which need no weights."
+        "random, not at latents of the data. In frames of another size, positions share the 512 codebooks in turn. "
+        "The tiny size uses the lowest cosine coefficients of patches, which need no weights."
     ),
 )

@@ -44,8 +44,8 @@ PRESET = Preset(
     figures={"rFID, ImageNet 336": "0.89", "rIS": "215.4"},
     differs=(
         "The published codebook is trained by gradient, ours by a moving mean. Places of queries, positions in the "
-        "decoder and the padding of deformable samples are not stated by the paper and chosen here. Frames of any size "
-        "are encoded; the published code resizes all to 336 x 336. The discriminator has no DINO features. The tiny "
-        "size reads a ViT with random weights."
+        "decoder and the padding of deformable samples are not stated by the paper and chosen here. Frames of any "
+        "size are encoded; the published code resizes all to 336 x 336. The discriminator has no DINO features. The "
+        "tiny size reads a ViT with random weights."
     ),
 )

@@ -17,6 +17,8 @@ PRESET = Preset(
         "tubelet_transformer(width=96, stride=(4, 8, 8), layers=(('full', 4),), heads=4, style='llama')"
     ),
     tiny_clip=(4, 32, 32),
+    window=16,
+    tiny_window=4,
     recipe={"pixel": "charbonnier"},
     paper="Learnings from Scaling Visual Tokenizers for Reconstruction and Generation, arXiv 2501.09755",
     license="no code or video weights published",
