@@ -104,9 +104,10 @@ class EncodedWriter:
         if half and tokenizer.codebook_sizes:
             raise ValueError("half has no effect on tokens with codes; use packed")
         self.tokenizer, self.packed, self.half = tokenizer, packed, half
-        self.values: list[NDArray[Any]] = []
-        self.present: list[NDArray[np.bool_]] = []
-        self.assignment: list[NDArray[np.int64]] = []
+        # Not lists of arrays: thousands of small blocks between large temporary ones would fragment the memory.
+        self.values, self.present, self.assignment = bytearray(), bytearray(), bytearray()
+        sizes = tokenizer.codebook_sizes
+        self.dtype: type[np.generic] = _unsigned(sizes) if sizes else np.float16 if half else np.float32
         self.count: list[int] = []
         self.grid, self.size, self.bits = (0, 0, 0), (0, 0, 0), 0.0
         self.dropped: Dropped = "lost"
@@ -123,13 +124,12 @@ class EncodedWriter:
             if tokens.codes is None:
                 raise ValueError("tokens without codes cannot be those of a tokenizer with a quantizer")
             codes = tokens.codes.cpu().numpy()[real]
-            self.values.append(np.where(codes < 0, 0, codes).astype(_unsigned(tokenizer.codebook_sizes)))
-            self.present.append(codes >= 0)
+            self.values += np.where(codes < 0, 0, codes).astype(self.dtype).tobytes()
+            self.present += (codes >= 0).tobytes()
         else:
-            vectors = tokens.features.detach().float().cpu().numpy()[real]
-            self.values.append(vectors.astype(np.float16 if self.half else np.float32))
+            self.values += tokens.features.detach().float().cpu().numpy()[real].astype(self.dtype).tobytes()
         if tokenizer.stores_assignment:
-            self.assignment.append(tokens.assignment.cpu().numpy())
+            self.assignment += tokens.assignment.cpu().numpy().tobytes()
         T, height, width = tokens.meta.get("size") or tokenizer.encoder.pixels(tokens.grid)
         rows = tokens.grid.T
         if self.count and tokenizer.window is None:
@@ -157,9 +157,10 @@ class EncodedWriter:
         """
         tokenizer, sizes = self.tokenizer, self.tokenizer.codebook_sizes
         tensors: dict[str, NDArray[Any]] = {}
-        values = np.concatenate(self.values)
+        columns = len(sizes) or tokenizer.decoder.dim
+        values = np.frombuffer(self.values, self.dtype).reshape(-1, columns)
         if sizes:
-            present = np.concatenate(self.present)
+            present = np.frombuffer(self.present, np.bool_).reshape(-1, columns)
             tensors["codes"] = _pack_codes(values, present, sizes) if self.packed else values
             if not present.all():
                 tensors["present"] = pack(present.flatten(), 1)
@@ -168,8 +169,8 @@ class EncodedWriter:
         if len(set(self.count)) > 1:
             tensors["count"] = np.array(self.count, np.int32)
         if self.assignment:
-            assignment = np.concatenate(self.assignment) + 1
-            tensors["assignment"] = pack(assignment.flatten(), bits_of(max(self.count) + 1))
+            assignment = np.frombuffer(self.assignment, np.int64) + 1
+            tensors["assignment"] = pack(assignment, bits_of(max(self.count) + 1))
         windows = len(self.count) if tokenizer.window is not None else 1
         rows, height, width = tokenizer.encoder.pixels(Grid(*self.grid))
         cells = self.grid[0] * self.grid[1] * self.grid[2]
