@@ -22,11 +22,11 @@ clips, and of methods that sample.
 
 Cost on one core with avx512_bf16: data 7 minutes, align 3, train 31 (150 steps; a step of 8 clips takes 15.0 s in
 bfloat16, 28.6 in float32, 20.7 without adapters, and 11 to 12 with adapters and without unused logits), short 69 (520
-steps), evaluate 15 for 90 questions (of the methods inside the language model 30 questions at 5 and 25 %).
+steps), evaluate 45 for 150 to 180 questions (of the methods inside the language model 90 at 5 and 25 %).
 
 Expected: after `train` alone the model hardly uses the video: of 30 answers 3 are right with all tokens and 3 without
-any, as in conversations of ten turns most answers follow from earlier ones. After `short` 43 % are right with all
-tokens and 18 % without any.
+any, as in conversations of ten turns most answers follow from earlier ones. After `short` 41 % are right with all
+tokens and 22 % without any.
 """
 
 from __future__ import annotations
