@@ -104,6 +104,7 @@ PRESET = Preset(
         "Written from the abstract and the text. Sizes that the paper leaves open are ours: 256 tokens of 32 channels, "
         "five scales from 1 to 256 codes of one codebook of 4096 entries, a triplane of 3 x 128 x 128, points without "
         "normals or features of images. The scales quantize the sample of the distribution in training and its mean "
-        "otherwise; the distributions are narrow at first. Entries are compared by cosine. The field is occupancy. The model that generates tokens is not here."
+        "otherwise; the distributions are narrow at first. Entries are compared by cosine. The field is "
+        "occupancy. The model that generates tokens is not here."
     ),
 )
