@@ -75,7 +75,7 @@ class Subobject(Tokenizer):
             raise ValueError(f"labels must be integers {shape}, got {labels.dtype} {list(labels.shape)}")
         encoder = self.encoder
         assert isinstance(encoder, Segments)
-        grid = encoder.grid(*shape[1:], times)
+        grid = encoder.grid(shape[1], shape[2], shape[3], times)
         assignment, count = assign(labels.to(self.device))
         N = int(count.max())
         cells = Tokens.from_cells(x.new_zeros(len(x), grid.cells, 1), grid)
