@@ -129,6 +129,8 @@ def encode(
     from fewtokens.tokenizers.load import open_tokenizer
 
     model = open_tokenizer(tokenizer, seed=run.seed, device=run.device)
+    if model.source != "video":
+        raise ValueError(f"{tokenizer} encodes {model.source}, not videos; use it in Python, see `SignalTokenizer`")
     if "seed" in model.origin:
         note(f"{tokenizer} has random weights:", "the result cannot be used; give the folder of a trained tokenizer")
     request = {

@@ -104,7 +104,7 @@ def describe_tiny(name: str) -> dict[str, Any]:
 
 def _layout(tokenizer: Tokenizer, preset: Preset) -> Layout:
     """The layout of the common clip, or of what the tokenizer accepts of it."""
-    if preset.clip[0] > 1:
+    if preset.source == "video" and preset.clip[0] > 1:
         frames = _CLIP[0] if tokenizer.window is None else min(_CLIP[0], tokenizer.window)
         try:
             return tokenizer.layout(frames, *_CLIP[1:])

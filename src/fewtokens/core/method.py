@@ -481,7 +481,7 @@ class Quantizer(Method):
 
     @final
     def step(self, tokens: Tokens, state: Any = None, **cues: Any) -> tuple[Tokens, Any]:
-        return self(tokens, **cues), None
+        return (self(tokens, **cues), None) if self.causal else super().step(tokens, state, **cues)
 
 
 class Memory(Method):

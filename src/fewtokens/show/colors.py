@@ -33,7 +33,8 @@ _METHODS = (
     "sparsevlm", "attention_topk", "vispruner", "cdpruner", "dart", "pixelprune",
     "prumerge", "pvc", "vista_llama", "langdc", "fsq", "lfq", "bsq", "vq", "residual_vq", "product_vq",
     "multi_scale_vq", "gaussian", "tail_drop", "learned_queries", "deformable_queries", "stochastic_vq",
-    "attention_vq", "frozen_vq", "position_vq", "dual_vq", "grouped_residual_vq", "bottleneck", "geometry_vq",
+    "attention_vq", "frozen_vq", "position_vq", "dual_vq", "grouped_residual_vq", "bottleneck", "stream_vq",
+    "geometry_vq",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 

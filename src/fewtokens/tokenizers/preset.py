@@ -23,7 +23,7 @@ class Preset:
 
     Attributes:
         spec: the parts at the published size.
-        clip: frames, height and width that it was published for.
+        clip: frames, height and width that it was published for; of other signals see `SignalTokenizer`.
         tiny: the parts at a size that trains on a CPU.
         tiny_clip: frames, height and width of its training clips.
         window, tiny_window: longest video that is encoded at once; None for any length.
@@ -52,6 +52,11 @@ class Preset:
     parameters: float | None = None
     figures: Mapping[str, str] = field(default_factory=dict)
     differs: str = ""
+
+    @property
+    def source(self) -> str:
+        """What the tokenizer encodes: "video" (and images), "occupancy", "audio" or "points"."""
+        return self.kind.source
 
 
 def list_tokenizers() -> list[str]:

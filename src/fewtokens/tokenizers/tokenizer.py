@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,7 @@ class Tokenizer(Pushable, nn.Module):
         pipeline: the encoder and the methods.
         decoder: the decoder.
         title: name of the preset that it was built from, or "".
+        source: what it encodes: "video" (and images), or "occupancy", "audio" or "points", see `SignalTokenizer`.
         origin: how to build it again, as plain values: {"folder": ...} if it was loaded, {"name": ..., "tiny": ...,
             "seed": ...} if `create_tokenizer` initialized it from a seed, otherwise {}.
 
@@ -95,6 +96,8 @@ class Tokenizer(Pushable, nn.Module):
         ValueError: a method after the quantizer changes features, or the window has a length that the encoder does not
             accept.
     """
+
+    source: ClassVar[str] = "video"
 
     def __init__(
         self, encoder: VideoEncoder, methods: list[Method], decoder: Decoder, *, window: int | None = None
@@ -258,15 +261,20 @@ class Tokenizer(Pushable, nn.Module):
         Raises:
             ValueError: codes are missing or outside the codebook.
         """
-        tokens = self._restore(self._as_stored(tokens))
-        if self.quantizer is not None:
-            self._check_codes(tokens, self.quantizer)
-            tokens = self.quantizer.restore(tokens)
+        tokens = self._with_features(tokens)
         frames = (self._decode(tokens).float() + 1).div_(2).clamp_(0, 1)
         T, height, width = tokens.meta.get("size") or (frames.shape[1], *frames.shape[-2:])
         if self.window is not None and self.window < T:
             frames = frames[:, : self.window].flatten(0, 1)[None]
         return frames[:, :T, :, :height, :width]
+
+    def _with_features(self, tokens: Tokens) -> Tokens:
+        """The tokens with the features that the decoder reads, from what is stored."""
+        tokens = self._restore(self._as_stored(tokens))
+        if self.quantizer is not None:
+            self._check_codes(tokens, self.quantizer)
+            tokens = self.quantizer.restore(tokens)
+        return tokens
 
     def _check_codes(self, tokens: Tokens, quantizer: Quantizer) -> None:
         if tokens.codes is None:

@@ -102,6 +102,8 @@ def make_tokenizer_recipe(tokenizer: str, **changes: Any) -> TokenizerRecipe:
     settings: dict[str, Any] = {}
     if ">" not in tokenizer:
         preset = get_preset(tokenizer)
+        if preset.source != "video":
+            raise ValueError(f"{tokenizer} encodes {preset.source}, not videos; train it in Python with its `forward`")
         frames, height, width = preset.tiny_clip if changes.get("tiny", True) else preset.clip
         settings = {"frames": frames, "size": min(height, width), **preset.recipe}
     if "epochs" in changes and "steps" not in changes:
