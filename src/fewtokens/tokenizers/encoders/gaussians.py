@@ -65,8 +65,8 @@ class Gaussians(VideoEncoder):
         maps = rearrange(self.image.latents(x), "b c t h w -> (b t) 1 h w c")
         H, W = maps.shape[2] // self.share, maps.shape[3] // self.share
         rows, columns = ((torch.arange(n, device=x.device, dtype=maps.dtype) + 0.5) / n for n in (H, W))
-        y, x_ = torch.meshgrid(rows.logit(), columns.logit(), indexing="ij")
-        places = torch.stack([x_, y], -1).flatten(0, 1)
+        down, right = torch.meshgrid(rows.logit(), columns.logit(), indexing="ij")
+        places = torch.stack([right, down], -1).flatten(0, 1)
         geometry = torch.cat([places, self.shape.expand(H * W, -1)], 1).expand(len(maps), -1, -1)
         queries = self.query.expand(len(maps), H * W, -1)
         for layer in self.stack:
