@@ -13,7 +13,7 @@ PARTITION = {
     "merge_windows", "merge_windows_in_encoder", "metok", "multi_scale_vq", "pixelprune", "position_vq",
     "product_vq", "residual_vq", "rlt", "scissor", "stochastic_vq", "storm", "sttm", "tempme", "testa",
     "token_dynamics", "tome", "tome_in_encoder", "tome_video", "vid_tldr", "vq", "grouped_residual_vq",
-    "bottleneck", "stream_vq",
+    "bottleneck", "geometry_vq", "stream_vq",
 }  # fmt: skip
 # The sum of sizes * features is conserved.
 CONSERVES = {

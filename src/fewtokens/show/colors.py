@@ -34,7 +34,7 @@ _METHODS = (
     "prumerge", "pvc", "vista_llama", "langdc", "fsq", "lfq", "bsq", "vq", "residual_vq", "product_vq",
     "multi_scale_vq", "gaussian", "tail_drop", "learned_queries", "deformable_queries", "stochastic_vq",
     "attention_vq", "frozen_vq", "position_vq", "dual_vq", "grouped_residual_vq", "bottleneck",
-    "hierarchical_fsq", "stream_vq",
+    "hierarchical_fsq", "stream_vq", "geometry_vq",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 

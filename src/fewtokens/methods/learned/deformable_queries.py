@@ -152,7 +152,7 @@ class DeformableAttention(nn.Module):
 
         Args:
             queries: [F,M,width].
-            places: [M,2], x and y in 0..1.
+            places: [M,2] or [F,M,2], x and y in 0..1.
             features: [F,levels,H,W,width].
             maps: [F,M,H*W], to which the bilinear weights of all samples, averaged over heads, are added in place.
 
@@ -165,7 +165,7 @@ class DeformableAttention(nn.Module):
         shape = (frames, count, self.heads, levels, self.points)
         offsets = self.offsets(queries).reshape(*shape, 2)
         weights = self.weights(queries).reshape(frames, count, self.heads, -1).softmax(-1).reshape(shape)
-        places = places[:, None, None, None] + offsets / size
+        places = places[..., None, None, None, :] + offsets / size
         value = self.value(features).unflatten(-1, (self.heads, -1)).permute(0, 4, 1, 5, 2, 3).flatten(0, 2)
         grid = (2 * places - 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)  # [F*heads*levels,M,points,2]
         samples = F.grid_sample(value, grid, padding_mode="border", align_corners=False)
