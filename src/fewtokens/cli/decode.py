@@ -18,12 +18,12 @@ from fewtokens.cli.options import ENCODER, INPUT, OUTPUT, Check, DeviceOption, J
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import distinct_names, unique_paths, write_failures
 from fewtokens.cli.tables import print_json
+from fewtokens.cli.tokenizer_files import StoredTokenizers
 from fewtokens.cli.video_parts import VideoParts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fewtokens.tokenizers import Tokenizer
     from fewtokens.tokenizers.files import Header
 
 _VIDEOS, _IMAGES = (".mp4", ".mov", ".mkv", ".webm", ".gif"), (".png", ".jpg")
@@ -89,7 +89,7 @@ def decode(
             raise ValueError(f"--compare writes one .png or video ({', '.join(_VIDEOS)}), got --out {target}")
         if target.exists() and target.samefile(original):
             raise ValueError(f"--out {target} is an input and would be overwritten; give another --out")
-    open_once = _Tokenizers(tokenizer, device)
+    open_once = StoredTokenizers(tokenizer, device)
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     with progress("frames" if len(files) == 1 else "files", None if len(files) == 1 else len(files)) as advance:
@@ -123,44 +123,6 @@ def decode(
         raise typer.Exit(1)
 
 
-class _Tokenizers:
-    """The tokenizers of files, each loaded once.
-
-    Args:
-        name: folder, hub id, preset or spec to use instead of that of the header, or None.
-        device: device of the tokenizers.
-    """
-
-    def __init__(self, name: str | None, device: str) -> None:
-        self.name, self.device = name, device
-        self.loaded: dict[str, Tokenizer] = {}
-
-    def __call__(self, path: Path, header: Header) -> Tokenizer:
-        """Returns the tokenizer of a file.
-
-        Raises:
-            ValueError: it cannot be loaded, or the file was encoded by another.
-        """
-        from fewtokens.tokenizers.files import check_tokenizer as check_fit
-        from fewtokens.tokenizers.load import open_tokenizer
-
-        source = header["tokenizer"]
-        if source["fingerprint"] not in self.loaded:
-            origin = source["origin"]
-            name = self.name or origin.get("folder") or origin.get("name")
-            if not isinstance(name, str):
-                raise ValueError(f"{path}: does not name its tokenizer; give its folder as --tokenizer")
-            options = {} if self.name else {key: origin[key] for key in ("tiny", "seed") if key in origin}
-            try:
-                tokenizer = open_tokenizer(name, device=self.device, **options)
-            except ValueError as error:
-                hint = "" if self.name else "; if it has moved, give its folder as --tokenizer"
-                raise ValueError(f"{path}: its tokenizer cannot be loaded ({error}){hint}") from None
-            check_fit(path, header, tokenizer)
-            self.loaded[source["fingerprint"]] = tokenizer
-        return self.loaded[source["fingerprint"]]
-
-
 def _suffix(file: Path) -> str:
     """The suffix of the decoded file: that of an image for a single frame."""
     from fewtokens.tokenizers.files import read_header
@@ -169,7 +131,7 @@ def _suffix(file: Path) -> str:
 
 
 def _decode_file(
-    file: Path, out: Path, original: Path | None, open_once: _Tokenizers, advance: Callable[..., None] | None
+    file: Path, out: Path, original: Path | None, open_once: StoredTokenizers, advance: Callable[..., None] | None
 ) -> dict[str, Any]:
     """Decodes one file, and returns its entry in the report.
 
