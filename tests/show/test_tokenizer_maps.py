@@ -86,7 +86,7 @@ class TestCommand:
 
         out = ("--out", tmp_path / "a.png")
         assert "have no effect with --tokenizer" in line(clip, "--tokenizer", GRID, "--keep", 3, "--with", "tome", *out)
-        assert "are drawn of one video" in line(clip, "--tokenizer", GRID, "--out", tmp_path / "a.html")
+        assert "are for a single video" in line(clip, "--tokenizer", GRID, "--out", tmp_path / "a.html")
         quick("encode", clip, "--tokenizer", GRID, "--device", "cpu", "--out", tmp_path / "clip.safetensors")
         assert "an encoded video" in line(tmp_path / "clip.safetensors", "--size", 20, *out)
         other = write(tmp_path / "other.mp4", synthetic("pan", frames=6, size=(16, 16)).frames, 8)

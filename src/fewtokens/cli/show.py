@@ -160,7 +160,7 @@ def show(
     encoded = [path for path in inputs if _is_file(path) and _is_encoded(path)]
     if encoded or tokenizer is not None:
         if len(inputs) > 1 or target.suffix == ".html":
-            raise ValueError("the tokens of a tokenizer are drawn of one video, as .png, .gif or .mp4")
+            raise ValueError("--tokenizer and encoded videos are for a single video, written as .png, .gif or .mp4")
         check_overlay(target, "fill")
         if encoded:
             refuse(context, [*names_of(ReadOptions), "style"], f"have no effect on {inputs[0]}, an encoded video")

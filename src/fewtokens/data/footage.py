@@ -115,12 +115,11 @@ def find_images(source: str | Path) -> Collection:
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder")
     skipped: list[str] = []
+    paths = [source]
     if source.is_dir():
-        paths = (
+        paths = [
             Path(folder, name) for folder, files in walk(source, skipped) for name in sorted(files, key=_natural_key)
-        )
-    else:
-        paths = iter([source])
+        ]
     items = [Footage(str(path)) for path in paths if is_image(path)]
     if not items:
         raise ValueError(f"{source}: no image found")

@@ -40,7 +40,7 @@ def write_tokenizer_map(
         The path.
 
     Raises:
-        ValueError: the tokens are continuous and lie in cells, so that there is nothing to draw; or the suffix is
+        ValueError: the tokens are continuous, one per cell, so that there is nothing to draw; or the suffix is
             unknown.
     """
     tokens = tokenizer.encode(frames).to("cpu")
