@@ -38,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def encoded(clip, folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("codes") / "clip.safetensors"
-    quick("encode", clip, "--tokenizer", folder, "--frames", 3, "--out", out, "--device", "cpu")
+    quick("encode", clip, "--tokenizer", folder, "--size", 24, "--fps", 5, "--out", out, "--device", "cpu")
     return out
 
 
@@ -59,6 +59,44 @@ def test_a_trained_tokenizer(clip, folder, tmp_path):
     assert torch.equal(tokenizer.decode(read_encoded(out, tokenizer))[0], expected)
     brightness = torch.stack([again.frames.float().mean(1).flatten(), expected.mean(1).flatten()])
     assert torch.corrcoef(brightness)[0, 1] > 0.7  # the codec is lossy, and the video is like noise
+
+
+class TestCompare:
+    def test_video_and_png(self, clip, folder, encoded, tmp_path):
+        (row,) = run("decode", encoded, "--compare", clip, "--out", tmp_path / "a.mp4")["done"]
+        # 6 x 24 x 34 pixels are 3 x 3 x 5 cells of 2 x 8 x 8, with 10 bits each.
+        assert row["bits_per_pixel"] == pytest.approx(3 * 3 * 5 * 10 / (6 * 24 * 34))
+        frames = read(clip, fps=5, size=24).frames
+        tokenizer = load_tokenizer(folder, device="cpu")
+        decoded = (tokenizer.decode(tokenizer.encode(frames))[0] * 255).round()
+        error = ((decoded - frames.float()) / 255).square().mean((1, 2, 3))
+        assert row["psnr_db"] == pytest.approx(float((-10 * error.log10()).mean()), abs=1e-3)
+        drawn = read(tmp_path / "a.mp4")
+        assert len(drawn) == 6 and drawn.fps == 5 and drawn.size[1] > 3 * 256
+        (row,) = run("decode", encoded, "--compare", clip, "--out", tmp_path / "a.png")["done"]
+        assert Image.open(tmp_path / "a.png").size[0] > 6 * 128
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"size": (40, 40)}, "frames of 24x24, but"),
+            ({"frames": 7}, "has 4 frames, but"),
+            ({"frames": 23}, "has more than the 6 frames that"),
+        ],
+    )
+    def test_another_video(self, encoded, tmp_path, changes, message):
+        video = synthetic("pan", **({"frames": 11, "size": (40, 56)} | changes))
+        other = write(tmp_path / "other.mp4", video.frames, 10)
+        out = tmp_path / "a.mp4"
+        line = error_line(quick("decode", encoded, "--compare", other, "--out", out, "--device", "cpu", code=2))
+        assert message in line and "other.mp4" in line
+        assert not out.exists()
+
+    def test_refusals(self, clip, encoded, tmp_path):
+        for out in (tmp_path, tmp_path / "a.jpg"):
+            line = error_line(quick("decode", encoded, "--compare", clip, "--out", out, code=2))
+            assert "--compare writes one .png or video" in line
+        assert "would be overwritten" in error_line(quick("decode", encoded, "--compare", clip, "--out", clip, code=2))
 
 
 def test_random_parameters_are_reported_and_found_again(clip, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,15 +14,16 @@ from rich.markup import escape
 from fewtokens.cli.command import verb
 from fewtokens.cli.console import fail, log
 from fewtokens.cli.errors import check_exists, check_folder
-from fewtokens.cli.options import ENCODER, OUTPUT, Check, DeviceOption, JsonOption, check_tokenizer
+from fewtokens.cli.options import ENCODER, INPUT, OUTPUT, Check, DeviceOption, JsonOption, check_tokenizer
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import distinct_names, unique_paths, write_failures
 from fewtokens.cli.tables import print_json
+from fewtokens.cli.tokenizer_files import StoredTokenizers
+from fewtokens.cli.video_parts import VideoParts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fewtokens.tokenizers import Tokenizer
     from fewtokens.tokenizers.files import Header
 
 _VIDEOS, _IMAGES = (".mp4", ".mov", ".mkv", ".webm", ".gif"), (".png", ".jpg")
@@ -32,6 +34,7 @@ _RATE = 25.0
 @verb(
     "fewtokens decode clip.safetensors --out clip.mp4",
     "fewtokens decode codes/*.safetensors --tokenizer run/tokenizer --out decoded/",
+    "fewtokens decode clip.safetensors --compare clip.mp4 --out side_by_side.mp4",
 )
 def decode(
     encoded: Annotated[list[Path], typer.Argument(metavar="FILE", help="Files of `fewtokens encode`.")],
@@ -52,6 +55,15 @@ def decode(
         ),
         Check(check_tokenizer),
     ] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare",
+            metavar="VIDEO",
+            help="The encoded video: write original, reconstruction and error side by side; a .png has six frames.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -71,13 +83,20 @@ def decode(
         check_folder(target, "a video, an image or a folder")
     if len(files) == 1:
         check_exists(files[0])
-    open_once = _Tokenizers(tokenizer, device)
+    if original is not None:
+        check_exists(original)
+        if target.suffix.lower() not in (*_VIDEOS, ".png") or not single:
+            raise ValueError(f"--compare writes one .png or video ({', '.join(_VIDEOS)}), got --out {target}")
+        if target.exists() and target.samefile(original):
+            raise ValueError(f"--out {target} is an input and would be overwritten; give another --out")
+    open_once = StoredTokenizers(tokenizer, device)
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     with progress("frames" if len(files) == 1 else "files", None if len(files) == 1 else len(files)) as advance:
         for number, (file, name) in enumerate(zip(files, distinct_names(files), strict=True)):
             try:
-                row = _decode_file(file, target, name, single, open_once, advance if len(files) == 1 else None)
+                output = target if single else target / f"{name}{_suffix(file)}"
+                row = _decode_file(file, output, original, open_once, advance if len(files) == 1 else None)
             except (ValueError, OSError) as error:
                 if len(files) == 1:
                     raise
@@ -86,9 +105,10 @@ def decode(
             else:
                 done.append(row)
                 if not as_json:
+                    quality = f"PSNR {row['psnr_db']:.2f} dB, " if "psnr_db" in row else ""
                     log.print(
                         f"{escape(row['out'])}: {row['frames']} frames of {row['height']}x{row['width']}, "
-                        f"{row['seconds']:.1f} s",
+                        f"{quality}{row['seconds']:.1f} s",
                         highlight=False,
                         soft_wrap=True,
                     )
@@ -103,48 +123,25 @@ def decode(
         raise typer.Exit(1)
 
 
-class _Tokenizers:
-    """The tokenizers of files, each loaded once.
+def _suffix(file: Path) -> str:
+    """The suffix of the decoded file: that of an image for a single frame."""
+    from fewtokens.tokenizers.files import read_header
 
-    Args:
-        name: folder, hub id, preset or spec to use instead of that of the header, or None.
-        device: device of the tokenizers.
-    """
-
-    def __init__(self, name: str | None, device: str) -> None:
-        self.name, self.device = name, device
-        self.loaded: dict[str, Tokenizer] = {}
-
-    def __call__(self, path: Path, header: Header) -> Tokenizer:
-        """Returns the tokenizer of a file.
-
-        Raises:
-            ValueError: it cannot be loaded, or the file was encoded by another.
-        """
-        from fewtokens.tokenizers.files import check_tokenizer as check_fit
-        from fewtokens.tokenizers.load import open_tokenizer
-
-        source = header["tokenizer"]
-        if source["fingerprint"] not in self.loaded:
-            origin = source["origin"]
-            name = self.name or origin.get("folder") or origin.get("name")
-            if not isinstance(name, str):
-                raise ValueError(f"{path}: does not name its tokenizer; give its folder as --tokenizer")
-            options = {} if self.name else {key: origin[key] for key in ("tiny", "seed") if key in origin}
-            try:
-                tokenizer = open_tokenizer(name, device=self.device, **options)
-            except ValueError as error:
-                hint = "" if self.name else "; if it has moved, give its folder as --tokenizer"
-                raise ValueError(f"{path}: its tokenizer cannot be loaded ({error}){hint}") from None
-            check_fit(path, header, tokenizer)
-            self.loaded[source["fingerprint"]] = tokenizer
-        return self.loaded[source["fingerprint"]]
+    return ".png" if read_header(file)["size"][0] == 1 else ".mp4"
 
 
 def _decode_file(
-    file: Path, target: Path, name: str, single: bool, open_once: _Tokenizers, advance: Callable[..., None] | None
+    file: Path, out: Path, original: Path | None, open_once: StoredTokenizers, advance: Callable[..., None] | None
 ) -> dict[str, Any]:
-    """Decodes one file, and returns its entry in the report."""
+    """Decodes one file, and returns its entry in the report.
+
+    Args:
+        file: the encoded video.
+        out: output file.
+        original: the video to draw next to the decoded one, or None.
+        open_once: returns the tokenizer.
+        advance: receives the number of decoded frames and their total.
+    """
     from fewtokens.tokenizers.chunks import decode_chunks
     from fewtokens.tokenizers.files import read_encoded, read_header
     from fewtokens.video import write
@@ -152,8 +149,7 @@ def _decode_file(
     start = time.perf_counter()
     header = read_header(file)
     length, height, width = header["size"]
-    out = target if single else target / f"{name}{'.png' if length == 1 else '.mp4'}"
-    if out.suffix.lower() in _IMAGES and length > 1:
+    if out.suffix.lower() in _IMAGES and length > 1 and original is None:
         raise ValueError(f"{file}: has {length} frames; --out must be a video ({', '.join(_VIDEOS)})")
     tokenizer = open_once(file, header)
     tokens = read_encoded(file)
@@ -167,7 +163,16 @@ def _decode_file(
             yield part
 
     rate = header["fps"] or _RATE
-    if out.suffix.lower() in _IMAGES:
+    scores: dict[str, Any] = {}
+    if original is not None:
+        from fewtokens.show.side_by_side import write_side_by_side
+
+        per_pixel = header["bits"] / (length * height * width)
+        caption = f"{per_pixel:.4g} bits per pixel by {tokenizer.title or tokenizer.spec}."
+        pairs = _pairs(original, file, header, parts())
+        scores["psnr_db"] = write_side_by_side(out, pairs, length=length, fps=rate, caption=caption)
+        scores["bits_per_pixel"] = per_pixel
+    elif out.suffix.lower() in _IMAGES:
         _write_image(out, next(parts())[0])
     else:
         write(out, parts(), rate)
@@ -178,8 +183,30 @@ def _decode_file(
         "height": height,
         "width": width,
         "fps": None if length == 1 else rate,
+        **scores,
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def _pairs(video: Path, file: Path, header: Header, decoded: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields each frame of a video, read with the settings of the encoded file, with the decoded one; both uint8.
+
+    Raises:
+        ValueError: the video has another size or number of frames than the file.
+    """
+    length, height, width = header["size"]
+    reading = header["meta"].get("reading")
+    frames = chain.from_iterable(part.frames for part in VideoParts(video, reading or {}))
+    rebuilt = chain.from_iterable((part * 255).round().byte().cpu() for part in decoded)
+    for number, frame in enumerate(frames):
+        if frame.shape[-2:] != (height, width):
+            size = f"{frame.shape[-2]}x{frame.shape[-1]}"
+            raise ValueError(f"{video}: frames of {size}, but {file} was encoded from frames of {height}x{width}")
+        if number == length:
+            raise ValueError(f"{video}: has more than the {length} frames that {file} was encoded from")
+        yield frame, next(rebuilt)
+    if number + 1 < length:
+        raise ValueError(f"{video}: has {number + 1} frames, but {file} was encoded from {length}")
 
 
 def _write_image(path: Path, image: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,14 +36,11 @@ from fewtokens.cli.resume import (
     write_failures,
 )
 from fewtokens.cli.tables import print_json
+from fewtokens.cli.video_parts import VideoParts
 
 if TYPE_CHECKING:
     from fewtokens.tokenizers import Tokenizer
     from fewtokens.tokenizers.files import EncodedWriter
-    from fewtokens.video import Video
-
-# Frames that are read at a time.
-_CHUNK = 32
 
 TokenizerOption = Annotated[
     str,
@@ -181,7 +178,7 @@ def _encode_file(
         check_source(path, earlier.get("source"), source, "give --overwrite, or another --out")
         check_request(path, earlier, request)
         return {"video": str(video), "out": str(path), "skipped": True}
-    parts = _Parts(video, request["reading"], advance)
+    parts = VideoParts(video, request["reading"], advance)
     _encode_parts(tokenizer, writer, parts)
     writer.save(path, fps=parts.rate, source={**source, "name": video.name}, **request)
     header = read_header(path)
@@ -201,7 +198,7 @@ def _encode_file(
     }
 
 
-def _encode_parts(tokenizer: Tokenizer, writer: EncodedWriter, parts: _Parts) -> None:
+def _encode_parts(tokenizer: Tokenizer, writer: EncodedWriter, parts: VideoParts) -> None:
     """Adds the tokens of a video to a writer: chunk by chunk if the tokenizer can, otherwise at once."""
     import torch
 
@@ -212,42 +209,6 @@ def _encode_parts(tokenizer: Tokenizer, writer: EncodedWriter, parts: _Parts) ->
             writer.add(tokens)
     else:
         writer.add(tokenizer.encode(torch.cat([part.frames for part in parts])))
-
-
-class _Parts:
-    """Reads a video in parts, and notes the frames per second of what it has read.
-
-    Args:
-        video: the file.
-        reading: number of frames, frames per second and short side.
-        advance: receives the number of frames read and their estimated total.
-    """
-
-    def __init__(self, video: Path, reading: dict[str, Any], advance: Callable[..., None] | None) -> None:
-        self.video, self.reading, self.advance = video, reading, advance
-        self.rate: float | None = None
-
-    def __iter__(self) -> Iterator[Video]:
-        from fewtokens.core.ahead import iterate_ahead
-        from fewtokens.video import read, stream
-
-        frames, fps, size = self.reading["frames"], self.reading["fps"], self.reading["size"]
-        if frames is not None:
-            videos = iter([read(self.video, frames=frames, size=size)])
-        else:
-            videos = stream(self.video, chunk=_CHUNK, fps=fps, size=size)
-        first, count = None, 0
-        with iterate_ahead(videos) as parts:
-            for part in parts:
-                first = float(part.times[0]) if first is None else first
-                count += len(part)
-                span = float(part.times[-1]) - first
-                self.rate = round((count - 1) / span, 4) if span > 0 else None
-                if self.advance is not None:
-                    rate = fps or part.fps
-                    total = frames or (round(part.duration * rate) if part.duration and rate else None)
-                    self.advance(count, None if total is None else max(total, count))
-                yield part
 
 
 def _meta(path: Path) -> dict[str, Any] | None:

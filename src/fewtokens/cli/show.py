@@ -16,6 +16,7 @@ from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import log
 from fewtokens.cli.errors import check_exists, refuse
 from fewtokens.cli.options import (
+    ENCODER,
     INPUT,
     METHOD,
     OUTPUT,
@@ -25,11 +26,14 @@ from fewtokens.cli.options import (
     ReadOptions,
     RunOptions,
     check_specs,
+    check_tokenizer,
     names_of,
 )
 from fewtokens.cli.pipelines import PATCHES, check_reading, current_names, make_pipelines, read_video
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import distinct_names, source_now
+from fewtokens.cli.tokenizer_files import StoredTokenizers
+from fewtokens.cli.video_parts import VideoParts
 from fewtokens.core.checks import check_comparison, check_overlay
 
 if TYPE_CHECKING:
@@ -68,6 +72,7 @@ def _is_file(path: Path) -> bool:
     "fewtokens show clip.safetensors --out clip.html",
     'fewtokens show clip.mp4 --with "evs(keep=0.2)" --out kept.mp4',
     'fewtokens show clip.mp4 --with "tome(keep=0.1)" --with "evs(keep=0.1)" --out compare.png',
+    "fewtokens show clip.mp4 --tokenizer run/tokenizer --out codes.png",
     modes=(
         Mode(
             "token files", lambda values: all(map(_is_file, values["inputs"])),
@@ -85,6 +90,10 @@ def _is_file(path: Path) -> bool:
         Mode(
             "comparison", lambda values: len(values["inputs"]) > 1 or len(values["specs"] or ()) > 1, ("style",),
             "have no effect on a comparison",
+        ),
+        Mode(
+            "tokenizer", lambda values: values["tokenizer"] is not None,
+            (*names_of(EncoderOptions), "specs", "keep", "style"), "have no effect with --tokenizer",
         ),
         PATCHES,
     ),
@@ -111,6 +120,15 @@ def show(
         Check(check_specs),
     ] = None,
     keep: KeepOption = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="Folder or hub id of a tokenizer: draw its tokens. Default for encoded videos: that in the header.",
+            rich_help_panel=ENCODER,
+        ),
+        Check(check_tokenizer),
+    ] = None,
     video: Annotated[
         Path | None,
         typer.Option(
@@ -133,9 +151,24 @@ def show(
     Token files contain the settings and the path of their video. Videos are tokenized first. Several methods on one
     video, and several token files of one video, are drawn side by side (.png) or on a page (.html); several videos
     require a page. With the encoder patches, the frames rebuilt from the tokens and their PSNR are included.
+
+    For a file of `fewtokens encode`, or with --tokenizer, the video is encoded by the tokenizer: of tokens of queries
+    the attention is drawn, of others the codes of each cell over time.
     """
     check_exists(*inputs, video)
     check_reading(reading)
+    encoded = [path for path in inputs if _is_file(path) and _is_encoded(path)]
+    if encoded or tokenizer is not None:
+        if len(inputs) > 1 or target.suffix == ".html":
+            raise ValueError("--tokenizer and encoded videos are for a single video, written as .png, .gif or .mp4")
+        check_overlay(target, "fill")
+        if encoded:
+            refuse(context, [*names_of(ReadOptions), "style"], f"have no effect on {inputs[0]}, an encoded video")
+        elif _is_file(inputs[0]):
+            raise ValueError(f"{inputs[0]}: a token file, which no tokenizer made; omit --tokenizer")
+        _draw_tokenizer(inputs[0], target, video, tokenizer, reading, run)
+        log.print(f"wrote {escape(str(target))}", highlight=False)
+        return
     specs = specs or ["tome"]
     videos = [path for path in inputs if not _is_file(path)]
     check_overlay(target, style)
@@ -179,6 +212,50 @@ def show(
         else:
             write_comparison(clips[0], target)
     log.print(f"wrote {escape(str(target))}", highlight=False)
+
+
+def _is_encoded(path: Path) -> bool:
+    """Whether this is a file of `fewtokens encode`."""
+    from fewtokens.core import files
+    from fewtokens.tokenizers.files import KIND
+
+    return bool(files.load_header(path).get("kind") == KIND)
+
+
+def _draw_tokenizer(
+    path: Path, target: Path, video: Path | None, name: str | None, reading: ReadOptions, run: RunOptions
+) -> None:
+    """Draws the tokens of a video, or of an encoded video, whose video is read and encoded again."""
+    import torch
+
+    from fewtokens.show import frame_rate
+    from fewtokens.show.tokenizer_maps import write_tokenizer_map
+    from fewtokens.tokenizers.load import open_tokenizer
+
+    if not _is_file(path):
+        assert name is not None
+        model = open_tokenizer(name, seed=run.seed, device=run.device)
+        clip = read_video(path, reading)
+        write_tokenizer_map(target, clip.frames, model, fps=frame_rate(clip), name=clip.name)
+        return
+    from fewtokens.tokenizers.files import read_header
+
+    header = read_header(path)
+    source = header["meta"].get("source")
+    if video is not None:
+        location = video
+    elif isinstance(source, dict):
+        location = Path(str(source["path"]))
+    else:
+        raise ValueError(f"{path} was saved from Python without the path of its video; give --video PATH")
+    if not location.exists():
+        raise ValueError(f"{path} was made from {location}, which does not exist; give --video if it was moved")
+    model = StoredTokenizers(name, run.device)(path, header)
+    frames = torch.cat([part.frames for part in VideoParts(location, header["meta"].get("reading") or {})])
+    if [len(frames), *frames.shape[2:]] != list(header["size"]):
+        sizes = ["x".join(map(str, size)) for size in ((len(frames), *frames.shape[2:]), header["size"])]
+        raise ValueError(f"{location}: {sizes[0]} frames and pixels, but {path} was encoded from {sizes[1]}")
+    write_tokenizer_map(target, frames, model, fps=header["fps"] or 25.0, name=location.name)
 
 
 def _clips(shown: Sequence[_Shown]) -> list[Clip]:

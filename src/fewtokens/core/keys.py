@@ -10,7 +10,8 @@ from typing import Any
 # Headings that differ from the key with spaces.
 HEADINGS = {
     "relative_error": "rel. error",
-    "psnr_db": "PSNR dB",
+    "psnr_db": "PSNR dB", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "rfid": "rFID", "rfvd": "rFVD",
+    "frechet_random3d": "Fréchet random3d",
     "j_and_f": "J&F", "j": "J", "f": "F", "j_and_f_880": "J&F 880", "j_880": "J 880", "f_880": "F 880",
     "j_and_f_mean": "J&F-Mean", "j_mean": "J-Mean", "j_recall": "J-Recall", "j_decay": "J-Decay",
     "f_mean": "F-Mean", "f_recall": "F-Recall", "f_decay": "F-Decay",

@@ -102,6 +102,30 @@ def find_footage(source: str | Path, *, root: str | Path | None = None) -> Colle
     return Collection(tuple(items), tuple(missing), tuple(skipped))
 
 
+def find_images(source: str | Path) -> Collection:
+    """Finds images, each of which is a video of one frame.
+
+    Args:
+        source: an image, or a folder, searched at any depth.
+
+    Raises:
+        ValueError: the source does not exist, or contains no image.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder")
+    skipped: list[str] = []
+    paths = [source]
+    if source.is_dir():
+        paths = [
+            Path(folder, name) for folder, files in walk(source, skipped) for name in sorted(files, key=_natural_key)
+        ]
+    items = [Footage(str(path)) for path in paths if is_image(path)]
+    if not items:
+        raise ValueError(f"{source}: no image found")
+    return Collection(tuple(items), skipped=tuple(skipped))
+
+
 def _in_folder(source: Path, skipped: list[str]) -> Iterator[Footage]:
     for folder, files in walk(source, skipped):
         names = sorted(files, key=_natural_key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core import checks
@@ -13,6 +14,8 @@ STYLES = checks.STYLES
 
 _DARK = 0.22  # brightness of a dropped cell, as a fraction of the original
 _TINT = 0.42  # weight of the color in a merged region
+ERROR_GAIN = 4
+"""By how much `error_map` amplifies errors."""
 
 
 def token_map(tokens: Tokens, frames: int, height: int, width: int) -> Tensor:
@@ -139,6 +142,20 @@ def maps(
                 images.append(torch.zeros_like(frames[t]).cpu())
                 captions.append("")
     return torch.stack(images), captions, len(indices)
+
+
+def error_map(frames: Tensor, rebuilt: Tensor) -> Tensor:
+    """Draws the absolute error, the mean over the channels amplified 4 times, as a glow; returns uint8 [T,3,H,W].
+
+    Args:
+        frames: uint8 [T,3,H,W].
+        rebuilt: uint8 [T,3,h,w], resized to the frames if its size differs.
+    """
+    rebuilt = rebuilt.float()
+    if rebuilt.shape[-2:] != frames.shape[-2:]:
+        rebuilt = F.interpolate(rebuilt, frames.shape[-2:], mode="bilinear", antialias=True)
+    error = ERROR_GAIN * (rebuilt - frames.float()).abs().mean(1) / 255
+    return (glow_colors(error.clamp(0, 1)) * 255).round().byte().permute(0, 3, 1, 2)
 
 
 def token_colors(n: int) -> Tensor:

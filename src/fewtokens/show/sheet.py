@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -23,11 +22,10 @@ from fewtokens.show.canvas import (
     thumbnail,
 )
 from fewtokens.show.colors import method_color
-from fewtokens.show.overlay import glow_colors, overlay
+from fewtokens.show.overlay import ERROR_GAIN, error_map, overlay
 from fewtokens.show.types import Clip, Result
 
 _WIDTH, _MARGIN, _GAP = 1240, 24, 3
-ERROR_GAIN = 4
 
 
 def draw_sheet(clip: Clip, path: str | Path, *, columns: int = 6, caption: str = "") -> Path:
@@ -131,13 +129,6 @@ def _band(clip: Clip, result: Result, indices: list[int], size: tuple[int, int])
     rows = [[thumbnail(regions[index], size) for index in indices]]
     if result.frames is not None:
         rows.append([thumbnail(result.frames[index], size) for index in indices])
-        rows.append([thumbnail(_error(clip.frames[index], result.frames[index]), size) for index in indices])
+        errors = error_map(clip.frames[indices], result.frames[indices])
+        rows.append([thumbnail(error, size) for error in errors])
     return rows
-
-
-def _error(frame: Tensor, rebuilt: Tensor) -> Tensor:
-    """Mean absolute difference over the channels, amplified, as a glow; uint8 [3,H,W]."""
-    if rebuilt.shape != frame.shape:
-        rebuilt = F.interpolate(rebuilt[None].float(), frame.shape[1:], mode="bilinear", antialias=True)[0]
-    error = ERROR_GAIN * (rebuilt.float() - frame.float()).abs().mean(0) / 255
-    return (glow_colors(error.clamp(0, 1)) * 255).round().byte().permute(2, 0, 1)

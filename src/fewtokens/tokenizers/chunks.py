@@ -26,7 +26,7 @@ from fewtokens.tokenizers.tokenizer import Tokenizer, pad
 
 def can_encode_chunks(tokenizer: Tokenizer) -> bool:
     """Whether a video of any length can be encoded in bounded memory: in windows, or by steps of causal parts."""
-    return tokenizer.window is not None or _encodes_steps(tokenizer)
+    return chunk_frames(tokenizer) is not None
 
 
 def _encodes_steps(tokenizer: Tokenizer) -> bool:
@@ -41,6 +41,21 @@ def _decodes_steps(tokenizer: Tokenizer, tokens: Tokens) -> bool:
     own = kind._decode is not Tokenizer._decode or kind._restore is not Tokenizer._restore
     full = tokens.grid.cells == tokens.N and not tokenizer.stores_assignment
     return tokenizer.decoder.streams and full and not own
+
+
+def chunk_frames(tokenizer: Tokenizer, *, rows: int = 4) -> tuple[int, int] | None:
+    """Returns the frames of the first chunk and of each later one, or None if a video is encoded whole.
+
+    Args:
+        tokenizer: the tokenizer.
+        rows: rows of cells in time of one step; windows have their own length.
+    """
+    if tokenizer.window is not None:
+        return tokenizer.window, tokenizer.window
+    if not _encodes_steps(tokenizer):
+        return None
+    later = rows * tokenizer.encoder.stride[0]
+    return later + int(tokenizer.encoder.first_frame), later
 
 
 @torch.no_grad()
@@ -62,20 +77,17 @@ def encode_chunks(tokenizer: Tokenizer, chunks: Iterable[Any], *, rows: int = 4)
         ValueError: the tokenizer has neither a window nor causal parts that process chunks, or there are no frames.
     """
     encoder = tokenizer.encoder
-    if not can_encode_chunks(tokenizer):
+    lengths = chunk_frames(tokenizer, rows=rows)
+    if lengths is None:
         raise ValueError(
             f"{encoder.name} with these methods cannot encode a video in chunks; encode it whole, or build the "
             "tokenizer with a window"
         )
     t = encoder.stride[0]
-    if tokenizer.window is not None:
-        first = later = tokenizer.window
-    else:
-        first, later = int(encoder.first_frame) + rows * t, rows * t
     state: Any = None
     states: list[Any] = [None] * len(tokenizer.methods)
     started = False
-    for frames in _regroup(chunks, first, later):
+    for frames in _regroup(chunks, *lengths):
         size = [frames.shape[1], *frames.shape[-2:]]
         if tokenizer.window is not None:
             whole = pad(frames, (tokenizer.window, size[1], size[2])) if started else frames

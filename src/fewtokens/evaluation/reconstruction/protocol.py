@@ -21,7 +21,7 @@ class Protocol:
         split: data set and split, such as "UCF-101 train".
         clips, frames: number of clips, and measured frames of each.
         height, width: of the frames, in pixels.
-        fps: frames per second; 0 for images.
+        fps: frames per second; 0 for images, and for videos of several or unknown rates.
         crop: how frames were brought to the size, such as "center crop of the short side".
         first_frame: "kept", or "dropped" where a causal tokenizer has one frame more than the network reads.
         extractor: name of the network.

@@ -1,0 +1,49 @@
+"""Reads a video in parts, for `encode` and `decode`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fewtokens.video import Video
+
+# Frames that are read at a time.
+_CHUNK = 32
+
+
+class VideoParts:
+    """Reads a video in parts, and notes the frames per second of what it has read.
+
+    Args:
+        video: the file.
+        reading: number of `frames`, `fps` and short side `size`; None or absent for those of the video.
+        advance: receives the number of frames read and their estimated total.
+    """
+
+    def __init__(self, video: Path, reading: Mapping[str, Any], advance: Callable[..., None] | None = None) -> None:
+        self.video, self.reading, self.advance = video, reading, advance
+        self.rate: float | None = None
+
+    def __iter__(self) -> Iterator[Video]:
+        from fewtokens.core.ahead import iterate_ahead
+        from fewtokens.video import read, stream
+
+        frames, fps, size = (self.reading.get(name) for name in ("frames", "fps", "size"))
+        if frames is not None:
+            videos = iter([read(self.video, frames=frames, size=size)])
+        else:
+            videos = stream(self.video, chunk=_CHUNK, fps=fps, size=size)
+        first, count = None, 0
+        with iterate_ahead(videos) as parts:
+            for part in parts:
+                first = float(part.times[0]) if first is None else first
+                count += len(part)
+                span = float(part.times[-1]) - first
+                self.rate = round((count - 1) / span, 4) if span > 0 else None
+                if self.advance is not None:
+                    rate = fps or part.fps
+                    total = frames or (round(part.duration * rate) if part.duration and rate else None)
+                    self.advance(count, None if total is None else max(total, count))
+                yield part
