@@ -54,9 +54,23 @@ class CausalConv3d(nn.Conv3d):
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         if self.causal:
             x = with_past(self, x, self.front, self.kernel_size[0], self.stride[0], cache, self.fill)
-        if any(self.edges):
+        before, after = self.edges[::2], self.edges[1::2]
+        padding = [0, 0, 0]
+        if before == after:
+            padding[3 - len(before) :] = before[::-1]
+        else:
             x = F.pad(x, self.edges)
-        convolved: Tensor = super().forward(x)
+        convolved: Tensor
+        # Convolutions over some of the axes run as 2-D ones, which are faster on CPUs.
+        if self.kernel_size[0] == self.stride[0] == 1:
+            frames = x.transpose(1, 2).flatten(0, 1)
+            convolved = F.conv2d(frames, self.weight[:, :, 0], self.bias, self.stride[1:], padding[1:])
+            return convolved.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+        if self.kernel_size[1:] == self.stride[1:] == (1, 1):
+            columns = x.movedim(1, -1).flatten(2, 3).movedim(-1, 1)
+            convolved = F.conv2d(columns, self.weight[..., 0], self.bias, (self.stride[0], 1), (padding[0], 0))
+            return convolved.unflatten(3, x.shape[3:])
+        convolved = F.conv3d(x, self.weight, self.bias, self.stride, padding)
         return convolved
 
 
@@ -82,8 +96,9 @@ def with_past(
     if cache is not None and layer in cache:
         x = torch.cat([cache[layer], x], 2)
     elif front:
-        first = x[:, :, :1].expand(-1, -1, front, -1, -1)
-        x = torch.cat([first if fill == "first" else torch.zeros_like(first), x], 2)
+        first = x[:, :, :1]
+        # Not expanded, so that the result has the memory format of x.
+        x = torch.cat([first if fill == "first" else torch.zeros_like(first)] * front + [x], 2)
     if cache is not None:
         outputs = (x.shape[2] - kernel) // stride + 1
         # A copy, so that the chunk itself can be freed.

@@ -38,5 +38,5 @@ class CellAttention(nn.Module):
         else:
             q, k, v = (part.flatten(3).permute(0, 3, 2, 1) for part in (q, k, v))  # [B,H*W,T,C]
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).permute(0, 3, 2, 1)
-        attended: Tensor = x + self.out(mixed.reshape(x.shape))
+        attended: Tensor = self.out(mixed.reshape(x.shape)) + x
         return attended

@@ -83,5 +83,6 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         skip = x if self.shortcut is None else self.shortcut(x, cache)
-        summed: Tensor = skip + self.layers(x, cache)
+        # In this order, the sum has the memory format of the layers, which need not copy it again.
+        summed: Tensor = self.layers(x, cache) + skip
         return summed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from fewtokens.tokenizers.blocks.causal_conv import Three
 
 # Rows and columns of the blocks of pixels that become channels.
@@ -28,3 +30,15 @@ def small_strides(stride: Sequence[int]) -> list[Three]:
         )
     time, space = options[sizes]
     return [(1 + (i < time), 1 + (i < space), 1 + (i < space)) for i in range(max(time, space))]
+
+
+def to_blocks(x: Tensor) -> Tensor:
+    """Pixels [B,3,T,H,W] as cells [B,3*PATCH**2,T,H/PATCH,W/PATCH], in the order of `torch.nn.PixelUnshuffle`."""
+    blocks = x.unflatten(4, (-1, PATCH)).unflatten(3, (-1, PATCH))
+    return blocks.permute(0, 1, 4, 6, 2, 3, 5).flatten(1, 3)
+
+
+def from_blocks(cells: Tensor) -> Tensor:
+    """The inverse of `to_blocks`."""
+    blocks = cells.unflatten(1, (-1, PATCH, PATCH))
+    return blocks.permute(0, 1, 4, 5, 2, 6, 3).flatten(5, 6).flatten(3, 4)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, DepthToSpace, check_counts
 from fewtokens.tokenizers.blocks.residual import ConvNorm, ResBlock
-from fewtokens.tokenizers.blocks.small_conv import PATCH, RES_KERNELS, small_strides
+from fewtokens.tokenizers.blocks.small_conv import PATCH, RES_KERNELS, from_blocks, small_strides
 from fewtokens.tokenizers.blocks.streaming import StreamingDecoder
 
 
@@ -41,4 +40,4 @@ class CausalConv(StreamingDecoder):
 
     def decode(self, latents: Tensor, cache: Cache | None = None) -> Tensor:
         blocks: Tensor = self.layers(latents, cache)
-        return F.pixel_shuffle(blocks.transpose(1, 2), PATCH).transpose(1, 2)
+        return from_blocks(blocks)

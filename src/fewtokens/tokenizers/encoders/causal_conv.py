@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, check_counts
 from fewtokens.tokenizers.blocks.residual import ConvNorm, ResBlock
-from fewtokens.tokenizers.blocks.small_conv import PATCH, RES_KERNELS, small_strides
+from fewtokens.tokenizers.blocks.small_conv import PATCH, RES_KERNELS, small_strides, to_blocks
 from fewtokens.tokenizers.blocks.streaming import StreamingEncoder
 
 
@@ -48,6 +47,6 @@ class CausalConv(StreamingEncoder):
         return 2 * self.width
 
     def encode(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        blocks = F.pixel_unshuffle(x.transpose(1, 2), PATCH).transpose(1, 2)
+        blocks = to_blocks(x)
         encoded: Tensor = self.layers(blocks, cache)
         return encoded
