@@ -8,7 +8,7 @@
 * published: the same at the published width, at 5 x 64 x 64, one thread.
 * parts: a part next to a naive form of it with the same result.
 * overhead: `Tokenizer.encode` and `decode` next to the bare network of a tiny tokenizer.
-* long: 1, 3 and 10 minutes of 64 x 64 at 25 frames/s in chunks, each in a process of its own.
+* long: 1, 3 and 10 minutes of 64 x 64 at 25 frames/s in chunks, each in a separate process.
 * command: time of `fewtokens encode` for help, for an error and for one clip of 17 frames.
 
 Ours and theirs alternate; each runs once before. Ratio: their time divided by ours, per repeat, as median (lowest to
@@ -205,7 +205,7 @@ def overhead_rows(repeats: int) -> Rows:
 
 
 def long_rows() -> Rows:
-    """Each length and direction in a process of its own, since the peak memory of a process only grows."""
+    """Each length and direction in a separate process, since the peak memory of a process only grows."""
     for minutes in (1, 3, 10):
         for task in ("encode", "decode"):
             command = [sys.executable, __file__, "--long", task, str(minutes)]
