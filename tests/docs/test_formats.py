@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from fewtokens.cli import app
 from fewtokens.data.demonstrations import write as write_demonstrations
 from fewtokens.evaluation.simulate import record
+from fewtokens.tokenizers import Tokenizer
 from fewtokens.tokenizers.files import read_header
 from fewtokens.video import synthetic, write
 from tests.evaluation.dots import Dots
@@ -94,7 +95,11 @@ def printed(tmp_path_factory) -> dict[str, list[Any]]:
     spec = "tubelet(8, stride=(2, 8, 8)) | lfq(3) > tubelet(stride=(2, 8, 8))"
     code = folder / "code.safetensors"
     found["encode"] = [run("encode", clip, "--tokenizer", spec, "--device", "cpu", "--out", code, "--json")]
-    found["decode"] = [run("decode", code, "--device", "cpu", "--out", folder / "decoded.mp4", "--json")]
+    compare = ("--compare", clip, "--out", folder / "decoded.mp4")
+    found["decode"] = [run("decode", code, "--device", "cpu", *compare, "--json")]
+    trained = Tokenizer.from_spec(spec).save_pretrained(folder / "trained")
+    few = ("--frames", 2, "--size", 16, "--codecs", "", "--random3d", "--shrinkage", 0.5, "--clips", 2)
+    found["eval reconstruction"] = [run("eval", "reconstruction", clip, "--tokenizers", trained, *few, "--json")]
     found["encoded videos"] = [dict(read_header(code))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fewtokens.cli.tokenizers.tokenizer_names", lambda: ["bpe"])
