@@ -155,7 +155,7 @@ class TestErrors:
         words = ("encode", clip, "--tokenizer", folder, "--out", encoded, "--device", "cpu")
         line = error_line(quick(*words, "--frames", 5, code=2))
         assert "made with other settings: frames (null, now 5)" in line
-        assert "skipped" in quick(*words, "--frames", 3).stderr
+        assert "skipped" in quick(*words, "--size", 24, "--fps", 5).stderr
 
     def test_options_without_effect(self, clip, folder, tmp_path):
         words = ("encode", clip, "--tokenizer", folder, "--out", tmp_path / "a.safetensors", "--device", "cpu")
