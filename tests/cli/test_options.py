@@ -60,6 +60,7 @@ SAMPLES = {
     ("show", "comparison"): "clip.mp4 --with tome --with evs --encoder e --out a.png",
     ("show", "page"): "clip.mp4 --encoder e --out a.html",
     ("show", "patches"): "clip.mp4 --out a.png",
+    ("show", "tokenizer"): "clip.mp4 --tokenizer 'tubelet > tubelet' --out a.png",
     ("cost", "few tokens"): "--with uniform",
     ("cost", "networks"): "vit_s16 --time",
     ("cost", "networks without --time"): "vit_s16",
@@ -69,6 +70,8 @@ SAMPLES = {
     ("bench", "patches"): "clip.mp4 --davis D --out o",
     **{(f"eval {name}", "patches"): "--data D --out o" for name in ("davis", "jhmdb", "vip")},
     **{(f"eval {name}", "nothing written"): "--data D --encoder e" for name in ("davis", "jhmdb", "vip")},
+    ("eval reconstruction", "images"): "photos --images --tokenizers t",
+    ("eval reconstruction", "no distance"): "clip.mp4 --tokenizers t",
     ("eval bc", "no task"): "--data D --encoder e --out o",
     ("eval bc", "existing demonstrations"): "--data D --task t --encoder e --out o",
     ("eval bc", "recording"): "--task t --write-demos w",
@@ -77,7 +80,7 @@ SAMPLES = {
     ("train classify", "test set"): "vit_s16 --data D --val V --out o",
 }  # fmt: skip
 # Values of options that are checked before anything runs; others accept any text.
-VALUES = {"--device": "cpu", "--dtype": "float32", "--with": "uniform"}
+VALUES = {"--device": "cpu", "--dtype": "float32", "--with": "uniform", "--tokenizer": "tubelet > tubelet"}
 MODES = [(" ".join(names), mode.name) for names in every_verb() for mode in find(*names).modes]
 
 
