@@ -88,6 +88,8 @@ class TestQuantizer:
 
     def test_chunks_are_the_whole(self, name):
         method = build(name)
+        if not method.causal:
+            pytest.skip("not causal")
         tokens = clip(B=1, T=4, C=24)
         first, state = method.step(clip(B=1, T=4, C=24))
         assert state is None

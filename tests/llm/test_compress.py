@@ -175,6 +175,7 @@ def test_a_static_cache(family):
 @pytest.mark.parametrize("positions", ["keep", "average", "renumber"])
 def test_a_second_turn_on_the_cache(family, positions):
     model, example = tiny(family), prompt(family, *MIXTURES["video alone"])
+    rows = compress_inputs(model, example.inputs, FEW, items=example.items, positions=positions)["mm_encoder_outputs"]
     more = torch.randint(2, 180, (1, 4), generator=torch.Generator().manual_seed(9))
     with attach(model, FEW, items=example.items, positions=positions) as few:
         first = few.generate(**example.inputs, **GREEDY)
@@ -199,7 +200,7 @@ def test_a_second_turn_on_the_cache(family, positions):
         # Without a mask, transformers interprets a jump of positions as the start of another sequence.
         "attention_mask": torch.ones_like(second.sequences[:, :-1]),
         "position_ids": torch.cat([positions, later], dim=-1),
-        "mm_encoder_outputs": compress_inputs(model, example.inputs, FEW, items=example.items)["mm_encoder_outputs"],
+        "mm_encoder_outputs": rows,
     }
     with torch.no_grad():
         full = model(**inputs, use_cache=False).logits[:, ids.shape[1] - 1 :]

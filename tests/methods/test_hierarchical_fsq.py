@@ -13,7 +13,7 @@ from fewtokens.methods.quantizers.hierarchical_fsq import HierarchicalFsq
 
 def build(**options) -> HierarchicalFsq:
     torch.manual_seed(0)
-    return HierarchicalFsq((5, 3), dim=4, strides=((2, 2, 2),), width=3, **options).eval()
+    return HierarchicalFsq((5, 3), dim=4, strides=((2, 2, 2),), hidden=3, **options).eval()
 
 
 def fsq(z: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_bits_of_a_grid_that_blocks_do_not_divide():
 def test_after_training_every_depth_lowers_the_error():
     """Features with a coarse and a fine part: both depths are needed, and the coarse one alone is better than none."""
     torch.manual_seed(0)
-    method = HierarchicalFsq((5, 5, 5), dim=4, strides=((1, 2, 2),), width=16).train()
+    method = HierarchicalFsq((5, 5, 5), dim=4, strides=((1, 2, 2),), hidden=16).train()
     grid = Grid(3, 4, 4)
 
     def sample(count: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.serve import planned, positions, reduce
 from tests.serve.by_hand import shorten
 
-KEEPING = ("random", "uniform", "dtd", "evs", "hourglass", "max_min", "vidcom2")
+KEEPING = ("random", "uniform", "tail_drop", "dtd", "evs", "hourglass", "max_min", "vidcom2")
 FROM_PIXELS = ("grt", "rlt")
 MERGING = ("kmeans", "tome", "tome_video", "dpc_knn", "merge_windows", "testa", "frame_fusion", "mean_pool")
 # The means of these are not those of all members with equal weights.

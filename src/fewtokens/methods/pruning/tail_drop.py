@@ -61,6 +61,8 @@ class TailDrop(Reducer):
         if share == "frame" and not self.per_frame:
             raise ValueError(f"share='frame' requires a count per frame such as keep='8/frame', got keep={keep!r}")
         self.distribution, self.share = distribution, share
+        # Random only after `train()`, so that a method in use keeps its budget.
+        self.eval()
 
     @property
     def per_frame(self) -> bool:

@@ -33,7 +33,7 @@ class HierarchicalFsq(Quantizer):
         dim: channels of the tokens.
         strides: frames, rows and columns of cells of a block, relative to the depth above. Default: 4x8x8 cells become
             8x16x16, then 8x32x32.
-        width: channels of the convolutions.
+        hidden: channels of the convolutions.
         first_frame: whether the first row of cells is a block in time alone, as in causal tokenizers. Default: True.
         checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
@@ -42,7 +42,7 @@ class HierarchicalFsq(Quantizer):
     full_grid = True
     paper = "Generating Diverse High-Fidelity Images with VQ-VAE-2, arXiv 1906.00446; HiTVideo, arXiv 2503.11513"
     license = "written from the paper"
-    cost = "O(N width^2)"
+    cost = "O(N hidden^2)"
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class HierarchicalFsq(Quantizer):
         *,
         dim: int = 384,
         strides: Sequence[Sequence[int]] = ((2, 2, 2), (1, 2, 2)),
-        width: int = 64,
+        hidden: int = 64,
         first_frame: bool = True,
         checkpoint: str | None = None,
     ) -> None:
@@ -59,16 +59,18 @@ class HierarchicalFsq(Quantizer):
             raise ValueError(f"levels must be at least 3 each, with fewer than 2**31 combinations, got {tuple(levels)}")
         if not strides or any(len(stride) != 3 or min(stride) < 1 for stride in strides):
             raise ValueError(f"strides must be frames, rows and columns of each greater depth, got {strides}")
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        self.levels, self.dim, self.strides, self.width = tuple(levels), dim, tuple(strides), width
+        if hidden < 1:
+            raise ValueError(f"hidden must be at least 1, got {hidden}")
+        self.levels, self.dim, self.strides, self.hidden = tuple(levels), dim, tuple(strides), hidden
         self.first_frame, self.checkpoint = first_frame, checkpoint
         self.scalars = library().FSQ(list(levels), return_indices=False)
         depths, channels = len(strides) + 1, len(levels)
-        self.encoders = nn.ModuleList(_conv(dim if i == 0 else width, width) for i in range(depths))
-        self.heads = nn.ModuleList(_conv(2 * width if i < depths - 1 else width, channels) for i in range(depths))
-        self.decoders = nn.ModuleList(_conv(channels + (width if i < depths - 1 else 0), width) for i in range(depths))
-        self.out = nn.Linear(width, dim)
+        self.encoders = nn.ModuleList(_conv(dim if i == 0 else hidden, hidden) for i in range(depths))
+        self.heads = nn.ModuleList(_conv(2 * hidden if i < depths - 1 else hidden, channels) for i in range(depths))
+        self.decoders = nn.ModuleList(
+            _conv(channels + (hidden if i < depths - 1 else 0), hidden) for i in range(depths)
+        )
+        self.out = nn.Linear(hidden, dim)
         load_weights(self, checkpoint)
 
     @property

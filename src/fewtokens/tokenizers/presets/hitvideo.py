@@ -5,9 +5,9 @@ from __future__ import annotations
 from fewtokens.tokenizers.preset import Preset
 
 PRESET = Preset(
-    spec="causal_conv(width=128, depth=2) | hierarchical_fsq(width=256) > causal_conv(width=128, depth=2)",
+    spec="causal_conv(width=128, depth=2) | hierarchical_fsq(hidden=256) > causal_conv(width=128, depth=2)",
     clip=(65, 256, 256),
-    tiny="causal_conv(width=16) | hierarchical_fsq(width=32) > causal_conv(width=16)",
+    tiny="causal_conv(width=16) | hierarchical_fsq(hidden=32) > causal_conv(width=16)",
     tiny_clip=(9, 32, 32),
     paper="HiTVideo: Hierarchical Tokenizers for Enhancing Text-to-Video Generation with Autoregressive LLMs, arXiv "
     "2503.11513",
