@@ -139,7 +139,7 @@ def test_use_of_codes():
         ({"pixel": "l3"}, "pixel must be one of l1, l2"),
         ({"gan_weight": 1.0}, "at least 32 pixels, got size=16"),
         ({"gram_weight": 1.0}, "gram_weight requires perceptual"),
-        ({"colour": 1}, "no setting colour"),
+        ({"shade": 1}, "no setting shade"),
         ({"size": 20}, "a height that is a multiple of 8"),
         ({"perceptual": "no/such/file"}, "no such folder"),
     ],
