@@ -14,7 +14,7 @@ the table. An interrupted run resumes.
 
 Cost, on one core: half a minute to 4 minutes for each row and seed at the default of 600 steps, 2 for the report.
 Expect: linear layers before convolutions, transformers and queries after so few steps, VQ and FSQ before BSQ and LFQ,
-and every row 3 to 6 dB below x265.
+and every row 3 dB or more below x265.
 """
 
 from __future__ import annotations
