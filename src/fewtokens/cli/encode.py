@@ -130,16 +130,17 @@ def encode(
         raise ValueError(f"{tokenizer} encodes {model.source}, not videos; use it in Python, see `SignalTokenizer`")
     if "seed" in model.origin:
         note(f"{tokenizer} has random weights:", "the result cannot be used; give the folder of a trained tokenizer")
+    fingerprint = model.fingerprint()
     request = {
         "reading": {"frames": frames, "fps": fps, "size": size}, "packed": packed, "half": half,
-        "fingerprint": model.fingerprint(),
+        "fingerprint": fingerprint,
     }  # fmt: skip
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     with progress("frames" if single else "videos", None if single else len(jobs)) as advance:
         for number, (video, path) in enumerate(jobs):
             try:
-                writer = EncodedWriter(model, packed=packed, half=half)
+                writer = EncodedWriter(model, packed=packed, half=half, fingerprint=fingerprint)
                 row = _encode_file(model, writer, video, path, request, overwrite, advance if single else None)
             except (ValueError, OSError) as error:
                 if single:

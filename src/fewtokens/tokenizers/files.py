@@ -93,17 +93,20 @@ class EncodedWriter:
         tokenizer: the tokenizer that encoded the video.
         packed: whether codes take ceil(log2 K) bits instead of 16 or 32.
         half: whether the vectors of continuous tokens take 16 bits instead of 32.
+        fingerprint: that of the tokenizer, if it is known; it is a hash of all parameters. Default: it is computed.
 
     Raises:
         ValueError: an option without effect: `packed` without codes, or `half` with codes.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, packed: bool = False, half: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, packed: bool = False, half: bool = False, fingerprint: str | None = None
+    ) -> None:
         if packed and not tokenizer.codebook_sizes:
             raise ValueError("packed has no effect on continuous tokens, which have no codes; use half")
         if half and tokenizer.codebook_sizes:
             raise ValueError("half has no effect on tokens with codes; use packed")
-        self.tokenizer, self.packed, self.half = tokenizer, packed, half
+        self.tokenizer, self.packed, self.half, self.fingerprint = tokenizer, packed, half, fingerprint
         # Not lists of arrays: thousands of small blocks between large temporary ones would fragment the memory.
         self.values, self.present, self.assignment = bytearray(), bytearray(), bytearray()
         sizes = tokenizer.codebook_sizes
@@ -181,7 +184,7 @@ class EncodedWriter:
                 "name": tokenizer.title,
                 "spec": tokenizer.spec,
                 "window": tokenizer.window,
-                "fingerprint": tokenizer.fingerprint(),
+                "fingerprint": self.fingerprint or tokenizer.fingerprint(),
                 "origin": tokenizer.origin,
             },
             quantizer=name or None,
