@@ -425,13 +425,11 @@ class Quantizer(Method):
         Raises:
             ValueError: the tokens have no codes, or another number of codes per token.
         """
-        sizes = self._code_bits
+        sizes = self.codebook_sizes
         num_codes = 0 if tokens.codes is None else tokens.codes.shape[2]
         if num_codes != len(sizes):
             raise ValueError(f"{self.name} has {len(sizes)} codes per token, these tokens have {num_codes}")
-        assert tokens.codes is not None
-        used = (tokens.codes >= 0) & tokens.mask[..., None]
-        return (used.sum(1) * sizes.to(tokens.device)).sum(1)
+        return count_bits(tokens, sizes)
 
     def restore(self, tokens: Tokens) -> Tokens:
         """Returns the tokens with the features of their codes, bit-identical to those of `forward`.
@@ -578,6 +576,18 @@ class FrameSelector(Spec):
             thumbnails: uint8 [T,3,h,w].
             cues: additional inputs, keys of `CUES`.
         """
+
+
+def count_bits(tokens: Tokens, sizes: Sequence[int]) -> Tensor:
+    """Returns the number of bits of the codes of each video, float64 [B]: log2 of `sizes`, and none for the code -1.
+
+    Args:
+        tokens: tokens with Q codes.
+        sizes: the number of values of each of the Q codes.
+    """
+    assert tokens.codes is not None
+    used = (tokens.codes >= 0) & tokens.mask[..., None]
+    return (used.sum(1) * torch.tensor(sizes, dtype=torch.float64, device=tokens.device).log2()).sum(1)
 
 
 def load_weights(method: Method, path: str | None) -> None:

@@ -17,7 +17,7 @@ from fewtokens.core import files
 from fewtokens.core.grid import Grid
 from fewtokens.core.hub import Pushable
 from fewtokens.core.inputs import to_frames
-from fewtokens.core.method import Method, Quantizer, Reducer, Resampler
+from fewtokens.core.method import Method, Quantizer, Reducer, Resampler, count_bits
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.shapes import shape_repr
@@ -209,9 +209,7 @@ class Tokenizer(Pushable, nn.Module):
         if self.quantizer is None or tokens.codes is None:
             bits = tokens.count.double() * tokens.C * 32
         else:
-            sizes = torch.tensor(self.codebook_sizes, dtype=torch.float64, device=tokens.device).log2()
-            used = (tokens.codes >= 0) & tokens.mask[..., None]
-            bits = (used * sizes).sum((1, 2))
+            bits = count_bits(tokens, self.codebook_sizes)
         if self.stores_assignment:
             bits = bits + tokens.grid.cell_mask(tokens.B).sum(1).to(bits) * (tokens.count + 1).double().log2()
         return bits
