@@ -182,7 +182,7 @@ def read_frames(item: Footage, choose: Choose, *, short: int = 0) -> Tensor:
     if path.suffix == ".npy":
         frames = open_frames(path)
         selection = torch.from_numpy(np.stack([frames[n] for n in choose(len(frames))])).permute(0, 3, 1, 2)
-        return _resize(selection, short)
+        return resize_short(selection, short)
     if path.is_dir():
         files = list_images(path)
         return _stack([read(files[n]).frames[0] for n in choose(len(files))], short)
@@ -233,7 +233,7 @@ def _from_video(path: Path, item: Footage, choose: Choose, short: int) -> Tensor
         return span[choose(len(span))].astype(np.int64)
 
     if is_image(path):
-        return _resize(read(path).frames[choose(1)], short)
+        return resize_short(read(path).frames[choose(1)], short)
     return read(path, pick=pick, size=short or None).frames
 
 
@@ -251,10 +251,11 @@ def _from_tar(item: Footage, choose: Choose, short: int) -> Tensor:
 def _stack(images: list[Tensor], short: int) -> Tensor:
     if (sizes := len({image.shape for image in images})) != 1:
         raise VideoError(f"the frames of a video must have the same size, got images of {sizes} sizes")
-    return _resize(torch.stack(images), short)
+    return resize_short(torch.stack(images), short)
 
 
-def _resize(frames: Tensor, short: int) -> Tensor:
+def resize_short(frames: Tensor, short: int) -> Tensor:
+    """Resizes uint8 frames [n,3,H,W] to a length of the short side in pixels; 0 keeps their size."""
     if not short or min(frames.shape[-2:]) == short:
         return frames
     size = scaled_size(frames.shape[-2], frames.shape[-1], short)

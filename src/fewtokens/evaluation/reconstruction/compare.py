@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.shapes import shape_repr
-from fewtokens.data.footage import Footage, describe_error, read_frames
-from fewtokens.data.transforms import resize, scaled_size
+from fewtokens.data.footage import Footage, describe_error, read_frames, resize_short
 from fewtokens.evaluation.reconstruction import baselines
 from fewtokens.evaluation.reconstruction.codecs import Coded, at_bits, encode_jpeg, encode_video
 from fewtokens.evaluation.reconstruction.frechet import Distance, Pairs, frechet_random3d, rfid, rfvd
@@ -143,9 +142,8 @@ def read_clips(items: Sequence[Footage], protocol: ClipProtocol) -> tuple[list[C
 
 def _crop(frames: Tensor, size: int) -> Tensor:
     """Resizes the short side of uint8 [n,3,H,W] and crops the center, [n,3,size,size]."""
-    rows, columns = scaled_size(frames.shape[-2], frames.shape[-1], size)
-    resized = (resize(frames.float() / 255, (rows, columns)).clamp(0, 1) * 255).round().byte()
-    top, left = (rows - size) // 2, (columns - size) // 2
+    resized = resize_short(frames, size)
+    top, left = (resized.shape[-2] - size) // 2, (resized.shape[-1] - size) // 2
     return resized[..., top : top + size, left : left + size].contiguous()
 
 
