@@ -14,8 +14,7 @@ from fewtokens.cli.errors import check_exists
 from fewtokens.cli.options import INPUT, OUTPUT, JsonOption, RootOption
 from fewtokens.cli.progress import progress
 from fewtokens.cli.tables import print_json
-from fewtokens.cli.train.pretraining import FootageArgument
-from fewtokens.cli.train.runs import print_some
+from fewtokens.cli.train.runs import FootageArgument, print_some
 
 
 @verb(

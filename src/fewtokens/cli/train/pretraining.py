@@ -12,9 +12,12 @@ from rich.markup import escape
 from fewtokens.cli.command import Verb
 from fewtokens.cli.console import log, out
 from fewtokens.cli.errors import check_exists
-from fewtokens.cli.options import INPUT, TRAINING, RootOption
+from fewtokens.cli.options import TRAINING, RootOption
 from fewtokens.cli.tables import print_json, table
 from fewtokens.cli.train.runs import (
+    CropOption,
+    FootageArgument,
+    StepsOption,
     TrainOptions,
     WorkersOption,
     print_run,
@@ -24,10 +27,6 @@ from fewtokens.cli.train.runs import (
 )
 
 _SHOWN = ("loss", "tobo", "siam", "mae", "rsp", "kl")
-FootageArgument = Annotated[
-    Path,
-    typer.Argument(help="A folder of videos, .npy frames, image folders or tars; a video; or a list."),
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +41,9 @@ class _Options(TrainOptions):
             rich_help_panel=TRAINING,
         ),
     ] = None
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", help="Number of optimizer steps, instead of --epochs.", rich_help_panel=TRAINING),
-    ] = None
+    steps: StepsOption = None
     root: RootOption = None
-    size: Annotated[
-        int | None,
-        typer.Option(
-            "--size", help="Side of the crops, in pixels. Default: that of the preset.", rich_help_panel=INPUT
-        ),
-    ] = None
+    size: CropOption = None
     workers: WorkersOption = None
 
 

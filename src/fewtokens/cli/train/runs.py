@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from fewtokens.cli.console import log, out
-from fewtokens.cli.options import OUTPUT, RUN, TRAINING, JsonOption
+from fewtokens.cli.options import INPUT, OUTPUT, RUN, TRAINING, JsonOption
 from fewtokens.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -27,6 +27,18 @@ WorkersOption = Annotated[
         help="Number of data-loading processes; 0: the main process. Default: see --dry-run.",
         rich_help_panel=RUN,
     ),
+]
+FootageArgument = Annotated[
+    Path,
+    typer.Argument(help="A folder of videos, .npy frames, image folders or tars; a video; or a list."),
+]
+StepsOption = Annotated[
+    int | None,
+    typer.Option("--steps", help="Number of optimizer steps, instead of --epochs.", rich_help_panel=TRAINING),
+]
+CropOption = Annotated[
+    int | None,
+    typer.Option("--size", help="Side of the crops, in pixels. Default: that of the preset.", rich_help_panel=INPUT),
 ]
 FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Start from scratch in a folder that contains a run.", rich_help_panel=OUTPUT)

@@ -15,6 +15,9 @@ from fewtokens.cli.errors import check_exists
 from fewtokens.cli.options import INPUT, TRAINING, RootOption
 from fewtokens.cli.tables import print_json, table
 from fewtokens.cli.train.runs import (
+    CropOption,
+    FootageArgument,
+    StepsOption,
     TrainOptions,
     WorkersOption,
     print_run,
@@ -52,10 +55,7 @@ class _Options(TrainOptions):
             rich_help_panel=TRAINING,
         ),
     ] = None
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", help="Number of optimizer steps, instead of --epochs.", rich_help_panel=TRAINING),
-    ] = None
+    steps: StepsOption = None
     root: RootOption = None
     evaluation: Annotated[
         Path | None,
@@ -65,21 +65,11 @@ class _Options(TrainOptions):
         int | None,
         typer.Option("--frames", help="Frames of a clip. Default: those of the preset.", rich_help_panel=INPUT),
     ] = None
-    size: Annotated[
-        int | None,
-        typer.Option(
-            "--size", help="Side of the crops, in pixels. Default: that of the preset.", rich_help_panel=INPUT
-        ),
-    ] = None
+    size: CropOption = None
     workers: WorkersOption = None
 
 
-def _train(
-    data: Annotated[
-        Path, typer.Argument(help="A folder of videos, .npy frames, image folders or tars; a video; or a list.")
-    ],
-    options: _Options,
-) -> None:
+def _train(data: FootageArgument, options: _Options) -> None:
     check_exists(data)
     if options.steps and options.epochs:
         raise ValueError("give --steps or --epochs, not both")
