@@ -13,7 +13,7 @@ from fewtokens.core.plain import conform
 from fewtokens.encoders.devices import pick_device
 from fewtokens.encoders.weights import read_json
 from fewtokens.tokenizers.preset import create_tokenizer, get_preset
-from fewtokens.tokenizers.released import load_released
+from fewtokens.tokenizers.released import is_released, load_released
 from fewtokens.tokenizers.tokenizer import Tokenizer
 
 
@@ -29,7 +29,8 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
     Args:
         folder: a folder written by `Tokenizer.save_pretrained` or `fewtokens train tokenizer`, a folder of diffusers
             (VidTok, or the continuous autoencoders of Wan, CogVideoX, HunyuanVideo, Cosmos, EasyAnimate, Mochi and LTX
-            and those of images), or a hub id.
+            and those of images), a folder of TiTok or One-D-Piece, or a hub id of one of these, such as
+            "yucornetto/tokenizer_titok_b64_imagenet" and "turing-motors/One-D-Piece-B-256".
         device: "auto", "cpu", "cuda" or a `torch.device`.
 
     Raises:
@@ -37,7 +38,7 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
     """
     path = Path(folder) if Path(folder).is_dir() else from_hub(str(folder))
     content = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    if "_class_name" in content:
+    if is_released(content):
         return load_released(path, content).to(pick_device(device)).eval()
     if content.get("fewtokens_model") != "tokenizer":
         raise ValueError(f"{folder}: not a folder of a tokenizer (config.json of kind tokenizer)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +24,17 @@ from fewtokens.methods.ops.resample import (
     with_attention_floor,
 )
 
+_STYLES = ("titok", "titok_mixed", "larp")
+
 
 class LearnedQueries(Resampler):
     """Appends learned queries to the tokens, applies a transformer to both, and keeps the queries.
 
     The encoder of 1-D tokenizers: TiTok (arXiv 2406.07550), One-D-Piece (2501.10064) and LARP (2410.21264) with
     queries that attend to one another, Semanticist (2503.08685) with `ordered` ones. Pre-norm blocks with 4 * `dim`
-    hidden channels; a LayerNorm follows the last. In the last block only the queries are computed. Differences from the
-    papers: positions of the tokens are a learned projection of sines of time, row and column, so any video size and the
-    output of other methods work.
+    hidden channels; a LayerNorm follows the last. In the last block only the queries are computed. Without a
+    `style`, positions of the tokens are a learned projection of sines of time, row and column, so any video size and
+    the output of other methods work; with one, the tokens must contain their positions, as those of `tubelet` can.
 
     Attribution: the soft weights are the attention of the last block from the queries to the tokens, averaged over
     heads. Outputs keep the order of the queries, which decoders rely on.
@@ -46,6 +48,10 @@ class LearnedQueries(Resampler):
         ordered: whether a query attends only to the tokens, to itself and to earlier queries, and tokens only to
             tokens. Then the first k queries are the same for any number of queries.
         channels: channels of the new tokens, by a linear layer at the end. Default: None, `dim` without a layer.
+        style: "titok", the network of TiTok: a class token attends too; "titok_mixed", that of its first release and of
+            One-D-Piece, which also reads the normalized queries [M,C] as [C,M] before `channels`, so that a new token
+            has channels of several queries; or "larp": no biases of queries, keys and values in the blocks, and no norm
+            at the end. Default: None, a plain one.
         checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
@@ -63,21 +69,25 @@ class LearnedQueries(Resampler):
         heads: int = 6,
         ordered: bool = False,
         channels: int | None = None,
+        style: Literal["titok", "titok_mixed", "larp"] | None = None,
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         self.set_budget(keep, units=("count", "per frame"))
         assert self.budget is not None
         check_counts(num_layers=num_layers, heads=heads)
+        if style is not None and style not in _STYLES:
+            raise ValueError(f"style must be one of {', '.join(_STYLES)}, got {style!r}")
         self.dim, self.num_layers, self.heads = dim, num_layers, heads
-        self.ordered, self.checkpoint = ordered, checkpoint
-        self.places = PositionEmbedding(dim)
+        self.ordered, self.style, self.checkpoint = ordered, style, checkpoint
+        self.places = PositionEmbedding(dim) if style is None else None
         self.queries = nn.Parameter(torch.randn(int(self.budget.value), dim) * dim**-0.5)
-        self.blocks = nn.ModuleList(QueryBlock(dim, heads) for _ in range(num_layers))
+        self.class_token = nn.Parameter(torch.randn(dim) * dim**-0.5) if style in _STYLES[:2] else None
+        self.blocks = nn.ModuleList(QueryBlock(dim, heads, bias=style != "larp") for _ in range(num_layers))
         if channels is not None:
             check_counts(channels=channels)
         self.channels = channels
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.Identity() if style == "larp" else nn.LayerNorm(dim)
         self.project = nn.Identity() if channels is None else nn.Linear(dim, channels)
         load_weights(self, checkpoint)
 
@@ -89,29 +99,38 @@ class LearnedQueries(Resampler):
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
         assert self.budget is not None
-        x, mask = masked_features(tokens, self.queries.dtype) + self.places(tokens), tokens.mask
+        x, mask = masked_features(tokens, self.queries.dtype), tokens.mask
+        if self.places is not None:
+            x = x + self.places(tokens)
         if per_frame := self.budget.unit == "per frame":
             T = tokens.require_full_grid(self.name).grid.T
             x, mask = (value.unflatten(1, (T, -1)).flatten(0, 1) for value in (x, mask))
+        if self.class_token is not None:
+            x, mask = torch.cat([self.class_token.expand(len(x), 1, -1), x], 1), F.pad(mask, (1, 0), value=True)
         queries = self.queries.expand(len(x), -1, -1)
         for block in self.blocks[:-1]:
             x, queries = block(x, queries, mask, ordered=self.ordered)
         last = self.blocks[-1]
         assert isinstance(last, QueryBlock)
         queries, attention = last.attend_queries(x, queries, mask, ordered=self.ordered)
-        queries, attention = self.project(self.norm(queries)), with_attention_floor(attention)
+        queries = self.norm(queries)
+        if self.style == "titok_mixed":
+            queries = queries.reshape(len(queries), self.dim, -1).mT
+        if self.class_token is not None:
+            attention = attention[..., 1:]
+        queries, attention = self.project(queries), with_attention_floor(attention)
         if per_frame:
             return resample_frames(tokens, attention, queries)
         return Resampled(queries, attention, constant_count(tokens, queries.shape[1]))
 
 
 class QueryBlock(nn.Module):
-    """A pre-norm transformer block over tokens and queries."""
+    """A pre-norm transformer block over tokens and queries; `bias` is whether queries, keys and values have biases."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, bias: bool = True) -> None:
         super().__init__()
         self.heads = fitting_heads(dim, heads)
-        self.norm1, self.qkv, self.out = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.norm1, self.qkv, self.out = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim, bias=bias), nn.Linear(dim, dim)
         self.norm2, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
 
     def forward(self, x: Tensor, queries: Tensor, mask: Tensor, *, ordered: bool) -> tuple[Tensor, Tensor]:

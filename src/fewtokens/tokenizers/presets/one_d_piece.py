@@ -6,15 +6,15 @@ from fewtokens.tokenizers.preset import Preset
 
 PRESET = Preset(
     spec=(
-        "tubelet(768, stride=(1, 16, 16)) | learned_queries(256, num_layers=12, heads=12) | vq(4096, code_dim=12) "
-        "| tail_drop(256) > mask_tokens(width=768, stride=(1, 16, 16), num_tokens=256, num_layers=12, heads=12, "
-        "positions=(1, 16, 16))"
+        "tubelet(768, stride=(1, 16, 16), positions=(1, 16, 16)) | learned_queries(256, num_layers=12, heads=12, "
+        "channels=12, style='titok_mixed') | vq(4096, code_dim=12) | tail_drop(256) > titok(width=768, num_tokens=256, "
+        "vqgan=((1024, 256), (512, 256, 256, 128, 128)))"
     ),
     clip=(1, 256, 256),
     tiny=(
-        "tubelet(96, stride=(1, 8, 8)) | learned_queries(16, num_layers=3, heads=4) | vq(256, code_dim=8) "
-        "| tail_drop(16) > mask_tokens(width=96, stride=(1, 8, 8), num_tokens=16, num_layers=3, heads=4, "
-        "positions=(1, 4, 4))"
+        "tubelet(96, stride=(1, 8, 8), positions=(1, 4, 4)) | learned_queries(16, num_layers=3, heads=4, channels=8, "
+        "style='titok_mixed') | vq(256, code_dim=8) | tail_drop(16) > titok(width=96, patch=8, grid=(4, 4), "
+        "num_tokens=16, num_layers=3, heads=4, vqgan=((64, 32), (32, 32, 32, 32)))"
     ),
     tiny_clip=(1, 32, 32),
     window=1,
@@ -25,7 +25,8 @@ PRESET = Preset(
     tokens=256,
     figures={"rFID ImageNet 256x256, sizes S, B and L": "1.48, 1.11, 1.08"},
     differs=(
-        "Dropped tokens are replaced with a learned vector instead of removed from the sequence. Trained in one stage "
-        "on pixels, where the authors, as TiTok, first predict the codes of another tokenizer."
+        "Trained in one stage on pixels, where the authors, as TiTok, first predict the codes of another tokenizer, whose "
+        "decoder is then trained further; the codebook follows a moving mean, theirs the gradient. The network is that "
+        "of the released weights, which `load_tokenizer` reads."
     ),
 )
