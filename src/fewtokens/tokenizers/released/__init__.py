@@ -8,12 +8,13 @@ from typing import Any
 from fewtokens.core.plain import one_line
 from fewtokens.encoders.weights import read_tensors, weight_files
 from fewtokens.tokenizers.blocks.autoencoder import AUTOENCODERS
+from fewtokens.tokenizers.released.larp import load_larp
 from fewtokens.tokenizers.released.titok import load_titok
 from fewtokens.tokenizers.released.vidtok import load_vidtok
 from fewtokens.tokenizers.tokenizer import Tokenizer
 
 # Families in the format of the authors, by a name that only their config.json has.
-_FAMILIES = {"model": load_titok}
+_FAMILIES = {"model": load_titok, "bottleneck": load_larp}
 
 
 def is_released(config: dict[str, Any]) -> bool:
