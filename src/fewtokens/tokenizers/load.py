@@ -44,10 +44,10 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
     content = {} if checkpoint else read_json(path / "config.json")
     if checkpoint:
         tokenizer = load_checkpoint(checkpoint)
-    elif is_released(content):
-        tokenizer = load_released(path, content)
     elif content.get("fewtokens_model") == "tokenizer":
         tokenizer = _load_own(path, content, str(folder))
+    elif is_released(content):
+        tokenizer = load_released(path, content)
     else:
         raise ValueError(f"{folder}: not a folder of a tokenizer (config.json of kind tokenizer)")
     tokenizer.origin = {"folder": str(path.resolve() if Path(folder).exists() else folder)}

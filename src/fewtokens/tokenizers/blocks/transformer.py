@@ -221,27 +221,35 @@ class Block(nn.Module):
             q, k, v = (rearrange(part, "b n t h w d -> (b t) n (h w) d") for part in (q, k, v))
             mixed = F.scaled_dot_product_attention(q, k, v)
             return rearrange(mixed, "(b t) n (h w) d -> b n t h w d", t=T, h=H)
-        return self._attend_in_windows(q, k, v)
+        return attend_in_windows(q, k, v, self.size)
 
-    def _attend_in_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        T, H, W = q.shape[2:5]
-        size = self.size
-        down, right = -H % size, -W % size
-        q, k, v = (
-            rearrange(
-                F.pad(part, (0, 0, 0, right, 0, down)), "b n t (i p) (j q) d -> (b t) (i j) n (p q) d", p=size, q=size
-            )
-            for part in (q, k, v)
+
+def attend_in_windows(q: Tensor, k: Tensor, v: Tensor, size: int, bias: Tensor | None = None) -> Tensor:
+    """Attention within windows of size x size cells of a frame; one that extends past the edge has fewer cells.
+
+    Args:
+        q, k, v: [B,heads,T,H,W,d].
+        size: rows and columns of a window.
+        bias: [heads,size^2,size^2], added to the logits of the cells of a window, or None.
+    """
+    T, H, W = q.shape[2:5]
+    down, right = -H % size, -W % size
+    q, k, v = (
+        rearrange(
+            F.pad(part, (0, 0, 0, right, 0, down)), "b n t (i p) (j q) d -> (b t) (i j) n (p q) d", p=size, q=size
         )
-        mask = None
-        if down or right:
-            inside = F.pad(q.new_ones(H, W, dtype=torch.bool), (0, right, 0, down))
-            mask = rearrange(inside, "(i p) (j q) -> (i j) 1 1 (p q)", p=size, q=size)
-        mixed = rearrange(
-            F.scaled_dot_product_attention(q, k, v, mask),
-            "(b t) (i j) n (p q) d -> b n t (i p) (j q) d", t=T, i=(H + down) // size, p=size,
-        )  # fmt: skip
-        return mixed[:, :, :, :H, :W]
+        for part in (q, k, v)
+    )
+    mask = bias
+    if down or right:
+        inside = F.pad(q.new_ones(H, W, dtype=torch.bool), (0, right, 0, down))
+        mask = rearrange(inside, "(i p) (j q) -> (i j) 1 1 (p q)", p=size, q=size)
+        mask = mask if bias is None else bias.masked_fill(~mask, -torch.inf)
+    mixed = rearrange(
+        F.scaled_dot_product_attention(q, k, v, mask),
+        "(b t) (i j) n (p q) d -> b n t (i p) (j q) d", t=T, i=(H + down) // size, p=size,
+    )  # fmt: skip
+    return mixed[:, :, :, :H, :W]
 
 
 def make_norm(dim: int, style: str) -> nn.Module:
@@ -265,8 +273,8 @@ class TubeletEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         t, h, w = self.stride = (stride[0], stride[1], stride[2])
-        self.first = nn.Linear(channels * h * w, width, bias) if first_frame else None
-        self.rest = nn.Linear(channels * t * h * w, width, bias)
+        self.first: nn.Module | None = nn.Linear(channels * h * w, width, bias) if first_frame else None
+        self.rest: nn.Module = nn.Linear(channels * t * h * w, width, bias)
 
     def forward(self, x: Tensor, *, start: bool = True) -> Tensor:
         """Embeds frames [B,3,T,H,W] as cells [B,T',H',W',C]; `start` is whether they begin with the first frame."""

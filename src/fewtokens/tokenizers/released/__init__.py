@@ -16,6 +16,7 @@ from fewtokens.tokenizers.blocks.autoencoder import AUTOENCODERS
 from fewtokens.tokenizers.released.bsq_vit import load_bsq_vit
 from fewtokens.tokenizers.released.emu3 import load_emu3
 from fewtokens.tokenizers.released.larp import load_larp
+from fewtokens.tokenizers.released.omnitokenizer import load_omnitokenizer
 from fewtokens.tokenizers.released.open_magvit2 import load_open_magvit2
 from fewtokens.tokenizers.released.titok import load_titok
 from fewtokens.tokenizers.released.vidtok import load_vidtok
@@ -31,6 +32,7 @@ _SETTINGS: dict[str, Loader] = {"model": load_titok, "bottleneck": load_larp}
 _CHECKPOINTS: dict[str, Loader] = {
     "decoder.adaptive.0.gamma.weight": load_open_magvit2,
     "post_quant_embed.weight": load_bsq_vit,
+    "encoder.enc_temporal_transformer.norm_out.gamma": load_omnitokenizer,
 }
 # Dictionaries of a checkpoint that may contain the tensors, moving averages first, and what training puts before names.
 _PARTS, _WRAPPERS = ("ema_state_dict", "state_dict"), re.compile(r"^((module|_orig_mod)\.)+")
@@ -101,4 +103,4 @@ def load_checkpoint(path: Path) -> Tokenizer:
     for name, load in _CHECKPOINTS.items():
         if name in tensors:
             return load({}, tensors, str(path))
-    raise ValueError(f"{path}: not a checkpoint of a tokenizer that can be loaded (Open-MAGVIT2, BSQ-ViT)")
+    raise ValueError(f"{path}: not a checkpoint of a tokenizer that can be loaded (Open-MAGVIT2, BSQ-ViT, OmniTokenizer)")
