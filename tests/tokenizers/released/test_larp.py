@@ -32,7 +32,9 @@ def shapes(prior=True):
     for part, width in (("encoder", WIDE), ("decoder", WIDTH)):
         for name in (f"{part}.blocks.{i}" for i in range(2)):
             result |= norm(f"{name}.norm1", width) | norm(f"{name}.norm2", width)
-            result |= linear(f"{name}.attn.qkv", 3 * width, width, bias=False) | linear(f"{name}.attn.proj", width, width)
+            result |= linear(f"{name}.attn.qkv", 3 * width, width, bias=False) | linear(
+                f"{name}.attn.proj", width, width
+            )
             result |= linear(f"{name}.mlp.fc1", 4 * width, width) | linear(f"{name}.mlp.fc2", width, 4 * width)
     result |= norm("final_layer.norm_final", WIDTH) | linear("final_layer.linear", 3 * math.prod(STRIDE), WIDTH)
     if prior:

@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from fewtokens.tokenizers.blocks.transformer import TubeletEmbedding, attend_in_windows, grid_positions, rotary_angles, rotate
+from fewtokens.tokenizers.blocks.transformer import (
+    TubeletEmbedding,
+    attend_in_windows,
+    grid_positions,
+    rotary_angles,
+    rotate,
+)
 
 # Factor of the cosines of queries and keys.
 _SCALE = 8.0
@@ -50,9 +56,7 @@ class OmniTransformer(nn.Module):
         ValueError: an argument is invalid.
     """
 
-    def __init__(
-        self, dim: int, layers: Sequence[tuple[str, int]], heads: int, *, scrambled: bool = False
-    ) -> None:
+    def __init__(self, dim: int, layers: Sequence[tuple[str, int]], heads: int, *, scrambled: bool = False) -> None:
         super().__init__()
         if heads < 1 or dim < 1 or dim % (4 * heads):
             raise ValueError(f"each of {heads} heads must have a multiple of 4 channels, got {dim} in all")
@@ -103,9 +107,9 @@ class Block(nn.Module):
     def _attend(self, x: Tensor) -> Tensor:
         T, H, W = x.shape[1:4]
         # Keys and values are those of the input before the norm.
-        q, k, v = self.q(self.norm(x)), *self.kv(x).chunk(2, -1)
+        k, v = self.kv(x).chunk(2, -1)
         pattern = "b t h w (n d) -> (b h w) n t d" if self.kind == "time" else "b t h w (n d) -> (b t) n (h w) d"
-        q, k, v = (rearrange(part, pattern, n=self.heads) for part in (q, k, v))
+        q, k, v = (rearrange(part, pattern, n=self.heads) for part in (self.q(self.norm(x)), k, v))
         if self.kind == "space":
             places = grid_positions(1, H, W, device=x.device)[:, 1:]
             angles = rotary_angles(places, q.shape[-1], 2)

@@ -6,17 +6,15 @@ from fewtokens.tokenizers.preset import Preset
 
 PRESET = Preset(
     spec=(
-        "tubelet_transformer(512, stride=(4, 8, 8), layers=(('space', 2), ('window8', 2), ('time', 4)), heads=8, "
-        "first_frame=True) | vq(8192, code_dim=8) > "
-        "tubelet_transformer(width=512, stride=(4, 8, 8), layers=(('time', 4), ('space', 4)), heads=8, "
-        "first_frame=True)"
+        "omnitokenizer(512, stride=(4, 8, 8), layers=(('space', 2), ('window8', 2), ('time', 4)), heads=8) | "
+        "vq(8192, code_dim=8, cosine=False) > "
+        "omnitokenizer(width=512, stride=(4, 8, 8), layers=(('time', 4), ('space', 4)), heads=8)"
     ),
     clip=(17, 256, 256),
     tiny=(
-        "tubelet_transformer(80, stride=(4, 8, 8), layers=(('space', 1), ('window2', 1), ('time', 2)), heads=4, "
-        "first_frame=True) | vq(256, code_dim=8) > "
-        "tubelet_transformer(width=80, stride=(4, 8, 8), layers=(('time', 2), ('space', 2)), heads=4, "
-        "first_frame=True)"
+        "omnitokenizer(80, stride=(4, 8, 8), layers=(('space', 1), ('window2', 1), ('time', 2)), heads=4) | "
+        "vq(256, code_dim=8, cosine=False) > "
+        "omnitokenizer(width=80, stride=(4, 8, 8), layers=(('time', 2), ('space', 2)), heads=4)"
     ),
     tiny_clip=(5, 32, 32),
     window=17,
@@ -33,8 +31,9 @@ PRESET = Preset(
     },
     differs=(
         "Of two published counts of parameters, 51 M (in VidTok's tables) and 82.2 M (in LARP's), it has the first. "
-        "Rotary positions in all layers, where the authors have a relative bias first and a causal depthwise "
-        "convolution in each plain layer; no LayerNorm of the pixels; the decoder attends over time first, then in "
-        "space, as C-ViViT's."
+        "Convolutions of blocks over time read the cells in their order; the released code reads them in another, "
+        "which mixes frames, so that it is not causal: `scrambled=True`, which `load_tokenizer` sets for released "
+        "weights. Rotary positions in space from the beginning, where the first stage of the authors has relative "
+        "ones. Unused entries of the codebook restart, where the authors' begin at tokens of the first batch."
     ),
 )

@@ -25,8 +25,8 @@ PRESET = Preset(
     tokens=256,
     figures={"rFID ImageNet 256x256, sizes S, B and L": "1.48, 1.11, 1.08"},
     differs=(
-        "Trained in one stage on pixels, where the authors, as TiTok, first predict the codes of another tokenizer, whose "
-        "decoder is then trained further; the codebook follows a moving mean, theirs the gradient. The network is that "
+        "Trained in one stage on pixels, where the authors, as TiTok, first predict the codes of another tokenizer and "
+        "then train its decoder further; the codebook follows a moving mean, theirs the gradient. The network is that "
         "of the released weights, which `load_tokenizer` reads."
     ),
 )

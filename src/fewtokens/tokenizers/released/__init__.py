@@ -103,4 +103,6 @@ def load_checkpoint(path: Path) -> Tokenizer:
     for name, load in _CHECKPOINTS.items():
         if name in tensors:
             return load({}, tensors, str(path))
-    raise ValueError(f"{path}: not a checkpoint of a tokenizer that can be loaded (Open-MAGVIT2, BSQ-ViT, OmniTokenizer)")
+    raise ValueError(
+        f"{path}: not a checkpoint of a tokenizer that can be loaded (Open-MAGVIT2, BSQ-ViT, OmniTokenizer)"
+    )

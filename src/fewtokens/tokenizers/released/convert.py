@@ -53,6 +53,11 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, axes: int, where: str) ->
     return list(tensors[name].shape)
 
 
+def count(tensors: Iterable[str], prefix: str) -> int:
+    """The number of members of a list of modules, by the names of their tensors; the prefix ends with a dot."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
+
+
 def weight_and_bias(own: str, theirs: str) -> dict[str, Rule]:
     """The rules of a layer with weight and bias."""
     return {f"{own}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")}

@@ -13,6 +13,7 @@ from fewtokens.tokenizers.presets.larp import Larp
 from fewtokens.tokenizers.released.convert import (
     Rule,
     convert,
+    count,
     range_in,
     range_in_bias,
     range_out,
@@ -20,6 +21,9 @@ from fewtokens.tokenizers.released.convert import (
     weight_and_bias,
 )
 from fewtokens.tokenizers.tokenizer import Tokenizer
+
+# Buffers of fixed positions, which we compute.
+_FIXED = ("encoder_patch_pe", "decoder_patch_query_embed", "decoder_latent_pe")
 
 
 class _Regularizer(TypedDict):
@@ -65,7 +69,7 @@ def load_larp(config: dict[str, Any], tensors: dict[str, Tensor], where: str) ->
     queries, _ = shape_of(tensors, "encoder_latent_query_embed", 2, where)
     size, dim = shape_of(tensors, "bottleneck.regularizer.embedding.weight", 2, where)
     wide, _ = shape_of(tensors, "bottleneck.out_linear.weight", 2, where)
-    layers, deep, prior = (_count(tensors, f"{part}.blocks.") for part in ("encoder", "decoder", "prior_model"))
+    layers, deep, prior = (count(tensors, f"{part}.blocks.") for part in ("encoder", "decoder", "prior_model"))
     spec = (
         f"tubelet({width}, stride={tuple(stride)}, positions='sine') | learned_queries({queries}, num_layers={layers}, "
         f"heads={settings.get('encoder_num_heads', 12)}, channels={dim}, style='larp') | stochastic_vq({size}, "
@@ -81,27 +85,19 @@ def load_larp(config: dict[str, Any], tensors: dict[str, Tensor], where: str) ->
     return tokenizer
 
 
-# Buffers of fixed positions, which we compute.
-_FIXED = ("encoder_patch_pe", "decoder_patch_query_embed", "decoder_latent_pe")
-
-
 def _check_positions(tensors: dict[str, Tensor], stride: list[int], settings: _Config, where: str) -> None:
     """Raises ValueError if the fixed positions are not ours, or are missing."""
     T, side = settings.get("frame_num", 16) // stride[0], settings.get("input_size", 128) // stride[1]
     for name in _FIXED:
-        _, count, width = shape_of(tensors, name, 3, where)
+        _, N, width = shape_of(tensors, name, 3, where)
         cpu = torch.device("cpu")
         if name == "decoder_latent_pe":
-            expected = sines(count, width, device=cpu)
+            expected = sines(N, width, device=cpu)
         else:
             expected = sines_of_cells(T, side, side, width, device=cpu).flatten(0, 2)
         found = tensors[name][0].float()
         if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-2):
             raise ValueError(f"{where}: {name} must be sines and cosines of the position")
-
-
-def _count(tensors: dict[str, Tensor], prefix: str) -> int:
-    return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
 def _rules(layers: int, deep: int, prior: int, tensors: dict[str, Tensor]) -> dict[str, Rule]:
@@ -165,9 +161,9 @@ def _rules(layers: int, deep: int, prior: int, tensors: dict[str, Tensor]) -> di
     return rules
 
 
-def _blocks(own: str, theirs: str, count: int) -> dict[str, Rule]:
+def _blocks(own: str, theirs: str, layers: int) -> dict[str, Rule]:
     rules: dict[str, Rule] = {}
-    for i in range(count):
+    for i in range(layers):
         rules |= {
             **weight_and_bias(f"{own}.{i}.norm1", f"{theirs}.{i}.norm1"),
             f"{own}.{i}.qkv.weight": f"{theirs}.{i}.attn.qkv.weight",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.tokenizers.released.convert import Rule, convert, shape_of, weight_and_bias
+from fewtokens.tokenizers.released.convert import Rule, convert, count, shape_of, weight_and_bias
 from fewtokens.tokenizers.tokenizer import Tokenizer
 
 # Discriminators and perceptual network; constants; what is in the checkpoint but not in the computation: norms of a
@@ -20,6 +20,11 @@ _UNUSED = re.compile(
     r"(image_discriminator|video_discriminator|perceptual_model)\.|.*\.(beta|relative_position_index)$|.*\.context_norm\."
     r"|.*_temporal_transformer\..*\.spatial_rel_pos_bias\.|codebook\.codebook_usage$"
 )
+# In the order of the computation.
+_STACKS = (
+    "encoder.enc_spatial_transformer", "encoder.enc_temporal_transformer", "decoder.dec_temporal_transformer",
+    "decoder.dec_spatial_transformer",
+)  # fmt: skip
 # Frames of the clips that it was trained on.
 _CLIP = 17
 
@@ -46,8 +51,10 @@ def load_omnitokenizer(config: dict[str, Any], tensors: dict[str, Tensor], where
     scale = "encoder.enc_temporal_transformer.layers.0.1.q_scale"
     heads = max(1, width[0] // shape_of(theirs, scale, 1, where)[0])
     patch = round((first[1] / 3) ** 0.5)
-    stride = (max(2, width[1] // first[1]), patch, patch)
+    stride = (width[1] // first[1], patch, patch)
     size, _ = shape_of(theirs, "codebook.embeddings", 2, where)
+    if channels not in (dim, 2 * dim):
+        raise ValueError(f"{where}: pre_vq_conv must have {dim} or {2 * dim} channels, got {channels}")
     continuous = channels == 2 * dim
     if continuous:
         theirs = {name: value for name, value in theirs.items() if not name.startswith("codebook.")}
@@ -57,7 +64,7 @@ def load_omnitokenizer(config: dict[str, Any], tensors: dict[str, Tensor], where
         for names in (_STACKS[:2], _STACKS[2:])
     )
     shared = f"stride={stride}, heads={heads}, scrambled=True"
-    # Entries are means of tokens of length 1 and shorter than 1; all are as they were trained.
+    # Their entries are means of tokens of length 1, and so not of length 1 themselves.
     quantizer = f"gaussian({dim})" if continuous else f"vq({size}, code_dim={dim}, cosine=False, restart=0.0)"
     tokenizer = Tokenizer.from_spec(
         f"omnitokenizer({width[0]}, channels={channels}, unit={not continuous}, layers={encoder}, {shared}) | "
@@ -68,26 +75,15 @@ def load_omnitokenizer(config: dict[str, Any], tensors: dict[str, Tensor], where
     return tokenizer
 
 
-# In the order of the computation.
-_STACKS = (
-    "encoder.enc_spatial_transformer", "encoder.enc_temporal_transformer", "decoder.dec_temporal_transformer",
-    "decoder.dec_spatial_transformer",
-)  # fmt: skip
-
-
-def _kinds(theirs: dict[str, Tensor], name: str, where: str) -> list[tuple[str, str]]:
+def _kinds(theirs: dict[str, Tensor], stack: str, where: str) -> list[tuple[str, str]]:
     """The kind of each block of a stack, and its name."""
-    blocks = {name.removeprefix(f"{stack}.layers.").split(".")[0] for stack in (name,) for name in theirs
-              if name.startswith(f"{stack}.layers.")}  # fmt: skip
-    result = []
-    for i in range(len(blocks)):
-        block = f"{name}.layers.{i}"
+    kinds = []
+    for i in range(count(theirs, f"{stack}.layers.")):
+        block, kind = f"{stack}.layers.{i}", "time" if "temporal" in stack else "space"
         if (table := f"{block}.1.relative_position_bias_table") in theirs:
             kind = f"window{round((shape_of(theirs, table, 2, where)[0] ** 0.5 + 1) / 2)}"
-        else:
-            kind = "time" if "temporal" in name else "space"
-        result.append((kind, block))
-    return result
+        kinds.append((kind, block))
+    return kinds
 
 
 def _rules(
@@ -136,7 +132,7 @@ def _block(own: str, theirs: str, kind: str, heads: int) -> Iterator[tuple[str, 
     yield from weight_and_bias(f"{own}.conv", f"{theirs}.0.dsconv").items()
     pairs = partial(_pairs, heads) if kind == "space" else _same
     yield f"{own}.q.weight", ((f"{theirs}.1.to_q.weight",), pairs)
-    # Only the keys are rotated, the first half.
+    # The keys, the first half, are rotated.
     yield (
         f"{own}.kv.weight",
         ((f"{theirs}.1.to_kv.weight",), lambda value: torch.cat([pairs(value.chunk(2)[0]), value.chunk(2)[1]])),
@@ -152,7 +148,7 @@ def _same(value: Tensor) -> Tensor:
 
 
 def _order(tubelet: tuple[int, int, int], value: Tensor) -> Tensor:
-    """Puts axis 0, the values of a tubelet, from the order of channel, frame, row and column into ours, channel last."""
+    """Puts the channels of pixels last along axis 0, the values of a tubelet."""
     return value.unflatten(0, (3, *tubelet)).movedim(0, 3).flatten(0, 3)
 
 

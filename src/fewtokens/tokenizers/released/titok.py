@@ -11,6 +11,7 @@ from fewtokens.core.plain import conform
 from fewtokens.tokenizers.released.convert import (
     Rule,
     convert,
+    count,
     range_in,
     range_in_bias,
     range_out,
@@ -50,12 +51,12 @@ def load_titok(config: dict[str, Any], tensors: dict[str, Tensor], where: str) -
     wide, dim = shape_of(tensors, "decoder.decoder_embed.weight", 2, where)
     tokens, _ = shape_of(tensors, "latent_tokens", 2, where)
     side = round((shape_of(tensors, "decoder.positional_embedding", 2, where)[0] - 1) ** 0.5)
-    layers, deep = (_count(tensors, f"{part}.transformer") for part in ("encoder", "decoder"))
+    layers, deep = (count(tensors, f"{part}.transformer.") for part in ("encoder", "decoder"))
     mixed = vq.get("is_legacy", True)
     vqgan, channels = None, dim
     if mixed:
         codebook = shape_of(tensors, "pixel_quantize.embedding.weight", 2, where)
-        levels = range(_count(tensors, "pixel_decoder.up") - 1, -1, -1)
+        levels = range(count(tensors, "pixel_decoder.up.") - 1, -1, -1)
         names = [f"pixel_decoder.up.{level}.block.0.conv1.weight" for level in levels]
         vqgan = (tuple(codebook), tuple(shape_of(tensors, name, 4, where)[0] for name in names))
     if vq.get("quantize_mode", "vq") == "vae":
@@ -75,11 +76,6 @@ def load_titok(config: dict[str, Any], tensors: dict[str, Tensor], where: str) -
     )
     convert(tokenizer, _rules(layers, deep, vq, vqgan), tensors, where)
     return tokenizer
-
-
-def _count(tensors: dict[str, Tensor], prefix: str) -> int:
-    """The number of members of a list of modules."""
-    return len({name.removeprefix(prefix).split(".")[1] for name in tensors if name.startswith(f"{prefix}.")})
 
 
 def _rules(layers: int, deep: int, vq: _Vq, vqgan: tuple[Any, Any] | None) -> dict[str, Rule]:
@@ -146,9 +142,9 @@ def _codebook(cosine: bool) -> dict[str, Rule]:
     }
 
 
-def _blocks(own: str, theirs: str, count: int) -> dict[str, Rule]:
+def _blocks(own: str, theirs: str, layers: int) -> dict[str, Rule]:
     rules: dict[str, Rule] = {}
-    for i in range(count):
+    for i in range(layers):
         rules |= {
             f"{own}.{i}.qkv.weight": f"{theirs}.{i}.attn.in_proj_weight",
             f"{own}.{i}.qkv.bias": f"{theirs}.{i}.attn.in_proj_bias",
