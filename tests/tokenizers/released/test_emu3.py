@@ -26,6 +26,7 @@ NAMES = (
 def theirs():
     """The class of transformers, with weights and statistics that are not those of the initialization."""
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("vector_quantize_pytorch")
     torch.manual_seed(0)
     model = transformers.Emu3VQVAE(transformers.Emu3VQVAEConfig(**CONFIG)).eval()
     for name, value in model.state_dict().items():
