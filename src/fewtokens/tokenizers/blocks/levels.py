@@ -29,5 +29,5 @@ def residual_blocks(dim: int, out: int, count: int, *, kernel: Three = (3, 3, 3)
 
 
 def kernel_of(stride: Three) -> Three:
-    """The kernel of convolutions with cells of this stride: 3x3x3, or 1x3x3 if each frame has cells of its own."""
+    """The kernel of convolutions with cells of this stride: 3x3x3, or 1x3x3 if no cell has several frames."""
     return (3, 3, 3) if stride[0] > 1 else (1, 3, 3)

@@ -36,7 +36,8 @@ def load_open_magvit2(config: dict[str, Any], tensors: dict[str, Tensor], where:
     """Builds a tokenizer from the tensors of a checkpoint of Open-MAGVIT2.
 
     If the checkpoint has moving averages of the weights, they are used, as in the published evaluation. A tokenizer of
-    videos encodes windows of 17 frames, over which it normalizes.
+    videos encodes windows of 17 frames, over which it normalizes. Below 128 channels of the first level, the released
+    number, groups of a normalization are those of our `ConvNorm`, not 32.
 
     Args:
         config: not read: sizes follow from the tensors.
@@ -78,7 +79,8 @@ def _spec(theirs: dict[str, Tensor], is_video: bool, where: str) -> str:
 
     width, bits = channels(_FIRST), channels("encoder.conv_out.weight")
     parts = [name.split(".") for name in theirs if name.startswith("encoder.down.")]
-    levels, depth = len({part[2] for part in parts}), len({part[4] for part in parts if part[2:4] == ["0", "block"]})
+    levels = len({part[2] for part in parts})
+    depth = len({tuple(part[4:5]) for part in parts if part[2:4] == ["0", "block"]})
     mult = tuple(channels(f"encoder.down.{i}.block.0.conv2.weight") // width for i in range(levels))
     # Their rule: frames are merged after levels that are wider than the first.
     strides = tuple((2 if is_video and factor != 1 else 1, 2, 2) for factor in mult[:-1])
