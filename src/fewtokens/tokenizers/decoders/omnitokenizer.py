@@ -19,7 +19,7 @@ class Omnitokenizer(GridDecoder):
     Args:
         dim: channels of a token.
         width: channels of the transformer.
-        stride: frames, rows and columns of a tubelet; the first frame has cells of its own.
+        stride: frames, rows and columns of a tubelet; the first frame has separate cells.
         layers: kind and number of blocks, see `OmniTransformer`.
         heads: attention heads, of a multiple of 4 channels.
         scrambled: whether blocks over time are those of the released code, which mix frames; then it is not causal.

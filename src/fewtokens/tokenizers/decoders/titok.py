@@ -23,7 +23,7 @@ class Titok(Decoder):
     VQGAN of MaskGIT: the mean of its entries, weighted by the softmax, is decoded by convolutions. Without, a patch
     predicts its pixels linearly, and a 3x3 convolution of the image follows, as in the later tokenizers of the authors.
 
-    Each frame is an image of its own.
+    Frames are decoded separately, as images.
 
     Args:
         dim: channels of a token.

@@ -15,8 +15,8 @@ from fewtokens.tokenizers.parts import VideoEncoder
 class Omnitokenizer(VideoEncoder):
     """Embeds tubelets, applies blocks in space and then over time, and projects to a few channels.
 
-    OmniTokenizer (arXiv 2406.09399), with the parameters of its code. The first frame, which may be an image, has cells
-    of its own. Pixels of a tubelet are normalized, and so is its embedding.
+    OmniTokenizer (arXiv 2406.09399), with the parameters of its code. The first frame, which may be an image, has
+    separate cells. Pixels of a tubelet are normalized, and so is its embedding.
 
     Args:
         width: channels of the transformer.

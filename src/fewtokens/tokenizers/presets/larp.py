@@ -127,8 +127,8 @@ PRESET = Preset(
         "gFVD UCF-101, Kinetics-600": "57, 5.1",
     },
     differs=(
-        "The published count of parameters is that of encoder, queries, quantizer and decoder. The prior has no dropout, "
-        "that of the authors 0.1. After `eval()` codes are the nearest entries; theirs are sampled unless set otherwise. "
-        "The network is that of the released weights, which `load_tokenizer` reads."
+        "The published count of parameters is that of encoder, queries, quantizer and decoder. The prior has no "
+        "dropout, that of the authors 0.1. After `eval()` codes are the nearest entries; the authors sample them unless "
+        "set otherwise. The network is that of the released weights, which `load_tokenizer` reads."
     ),
 )
