@@ -97,3 +97,19 @@ def test_more_queries_than_cells():
     out = run_method(make("learned_queries(9, num_layers=1, heads=2)"), tokens).check()
     assert out.count.tolist() == [9, 9]
     assert_same_tokens(out[0], run_method(make("learned_queries(9, num_layers=1, heads=2)"), tokens[0]), 1e-9)
+
+
+def test_styles():
+    with pytest.raises(ValueError, match="style must be 'titok' or 'titok_mixed' or 'larp'"):
+        make("learned_queries(5, style='vit')")
+    method = make("learned_queries(5, num_layers=2, heads=2, style='larp')")
+    names = {name for name, _ in method.named_parameters()}
+    assert not names & {"class_token", "norm.weight", "blocks.0.qkv.bias"}
+    assert not any(name.startswith("places") for name in names)
+    plain, mixed = (
+        make(f"learned_queries(5, num_layers=1, heads=2, style={style!r})") for style in ("titok", "titok_mixed")
+    )
+    mixed.load_state_dict(plain.state_dict())
+    queries = run_method(plain, video(2)).features
+    expected = queries.flatten(1).unflatten(1, (queries.shape[2], queries.shape[1])).mT
+    torch.testing.assert_close(run_method(mixed, video(2)).features, expected)

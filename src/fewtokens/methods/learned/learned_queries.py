@@ -76,7 +76,7 @@ class LearnedQueries(Resampler):
         self.set_budget(keep, units=("count", "per frame"))
         assert self.budget is not None
         check_counts(num_layers=num_layers, heads=heads)
-        if style is not None and style not in _STYLES:
+        if style not in (None, *_STYLES):
             raise ValueError(f"style must be one of {', '.join(_STYLES)}, got {style!r}")
         self.dim, self.num_layers, self.heads = dim, num_layers, heads
         self.ordered, self.style, self.checkpoint = ordered, style, checkpoint

@@ -23,10 +23,10 @@ from fewtokens.tokenizers.parts import Decoder
 class MaskTokens(Decoder):
     """Appends a mask token for each cell to the tokens, applies a transformer to both, and maps the cells to pixels.
 
-    The decoder of TiTok (arXiv 2406.07550), One-D-Piece (2501.10064) and LARP (2410.21264). Tokens are a sequence, with
-    a learned embedding of the index; the number of cells is that of the video, so any number of tokens makes frames of
-    any size. In place of tokens that are missing, because the sequence ends before `num_tokens`, is a learned vector,
-    as in the nested dropout of FlexTok (2502.13967); One-D-Piece shortens the sequence.
+    A decoder of 1-D tokenizers; those of TiTok and LARP with the parameters of their code are `titok` and `larp`.
+    Tokens are a sequence, with a learned embedding of the index; the number of cells is that of the video, so any
+    number of tokens makes frames of any size. In place of tokens that are missing, because the sequence ends before
+    `num_tokens`, is a learned vector, as in the nested dropout of FlexTok (2502.13967).
 
     Args:
         dim: channels of a token.
@@ -36,7 +36,7 @@ class MaskTokens(Decoder):
         num_layers: number of blocks, pre-norm with 4 * `width` hidden channels.
         heads: attention heads; must divide `width`.
         positions: of the mask tokens: "sine", fixed sines and cosines of time, row and column in cells; or T, H and W
-            of the grid of learned ones, the patch queries of LARP, which are resized to others.
+            of the grid of learned ones, which are resized to others.
         first_frame: whether the first row of cells is the first frame alone.
     """
 

@@ -128,7 +128,7 @@ PRESET = Preset(
     },
     differs=(
         "The published count of parameters is that of encoder, queries, quantizer and decoder. The prior has no "
-        "dropout, that of the authors 0.1. After `eval()` codes are the nearest entries; the authors sample them unless "
-        "set otherwise. The network is that of the released weights, which `load_tokenizer` reads."
+        "dropout, that of the authors 0.1. After `eval()` codes are the nearest entries; the authors sample "
+        "them unless set otherwise. The network is that of the released weights, which `load_tokenizer` reads."
     ),
 )
