@@ -46,7 +46,7 @@ TokenizerOption = Annotated[
     str,
     typer.Option(
         "--tokenizer",
-        help="Folder of a trained tokenizer, or a hub id; or the name of a preset or a spec, with random parameters.",
+        help="Folder or checkpoint of a trained tokenizer, or a hub id; or a preset or a spec, with random parameters.",
         rich_help_panel=ENCODER,
     ),
     Check(check_tokenizer),

@@ -66,8 +66,8 @@ def check_preset(name: str) -> None:
 
 
 def check_tokenizer(name: str) -> None:
-    """Raises ValueError if a tokenizer is neither a folder, a spec, a preset nor the name of a folder on the hub."""
-    if Path(name).is_dir() or ">" in name:
+    """Raises ValueError if a tokenizer is neither a path, a spec, a preset nor the name of a folder on the hub."""
+    if ">" in name or Path(name).exists():
         return
     if "/" in name or name.startswith("."):
         check_hub_id(name)

@@ -1,27 +1,23 @@
 """Loads encoders from released training checkpoints: `{"model": ...}` files of MAE, SiamMAE, RSP, CropMAE, ToBo, DINO.
 
 Tensor names are those of timm. Only the encoder is read; a decoder, momentum teacher, head, optimizer and the settings
-of the run are ignored. Files are unpickled with `weights_only=True`, which runs no code.
+of the run are ignored.
 """
 
 from __future__ import annotations
 
-import argparse
-import pathlib
-import pickle
 import re
-import zipfile
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
+from fewtokens.core import checkpoint
+from fewtokens.core.checkpoint import read_checkpoint
 from fewtokens.encoders.config import ViTConfig
 from fewtokens.encoders.vit import ViT
 from fewtokens.encoders.weights import build_vit, check_tensors, count_blocks, read_tensors
 
-SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+SUFFIXES = (*checkpoint.SUFFIXES, ".safetensors")
 _NESTED = ("model", "state_dict", "teacher")
 _NAMES = (
     (r"^((module|backbone|encoder|base_encoder)\.)+", ""),
@@ -48,7 +44,7 @@ def load_released(path: str | Path) -> ViT:
         ValueError: not a checkpoint, it contains code, or its tensors are not those of a ViT; one line.
     """
     path = Path(path)
-    tensors = read_tensors([path]) if path.suffix == ".safetensors" else _unpickle(path)
+    tensors = read_tensors([path]) if path.suffix == ".safetensors" else read_checkpoint(path, _NESTED)
     state: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
@@ -91,43 +87,3 @@ def load_released(path: str | Path) -> ViT:
         norm_last="norm_last.weight" in state,
     )
     return build_vit(config, state, "none", f"{path}: not a standard vision transformer")
-
-
-def _unpickle(path: Path) -> dict[Any, Any]:
-    _check_zip(path)
-    try:
-        # All these checkpoints also contain the settings of the run: a Namespace of simple values and paths.
-        with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises all kinds of errors for damaged files
-        reason = _reason(error)
-        if isinstance(error, pickle.UnpicklingError):
-            raise ValueError(
-                f"{path}: contains more than tensors; loading it could run arbitrary code ({reason})"
-            ) from None
-        raise ValueError(f"{path}: not a readable checkpoint ({reason}); is it truncated?") from None
-    for name in _NESTED:
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(name), dict):
-            checkpoint = checkpoint[name]
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path}: contains a {type(checkpoint).__name__} instead of named tensors")
-    return checkpoint
-
-
-def _reason(error: Exception) -> str:
-    """The message of torch without its advice to load the file anyway."""
-    message = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2].partition(" Please use ")[0]
-    return message.partition(" Check the documentation")[0][:200].strip() or type(error).__name__
-
-
-def _check_zip(path: Path) -> None:
-    """Raises ValueError if an archive is larger unpacked than on disk: torch does not compress its files."""
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except Exception as error:  # a damaged archive directory
-        raise ValueError(f"{path}: not a readable checkpoint ({error}); is it truncated?") from None
-    if unpacked > 2 * path.stat().st_size + (1 << 20):
-        raise ValueError(f"{path}: unpacks to {unpacked} bytes from {path.stat().st_size}; not a file saved by torch")

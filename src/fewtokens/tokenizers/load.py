@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
 from fewtokens.core import files
+from fewtokens.core.checkpoint import SUFFIXES
 from fewtokens.core.hub import from_hub
 from fewtokens.core.plain import conform
 from fewtokens.encoders.devices import pick_device
 from fewtokens.encoders.weights import read_json
 from fewtokens.tokenizers.preset import create_tokenizer, get_preset
-from fewtokens.tokenizers.released import load_released
+from fewtokens.tokenizers.released import find_checkpoint, is_released, load_checkpoint, load_released
 from fewtokens.tokenizers.tokenizer import Tokenizer
 
 
@@ -29,27 +30,47 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
     Args:
         folder: a folder written by `Tokenizer.save_pretrained` or `fewtokens train tokenizer`, a folder of diffusers
             (VidTok, or the continuous autoencoders of Wan, CogVideoX, HunyuanVideo, Cosmos, EasyAnimate, Mochi and LTX
-            and those of images), or a hub id.
+            and those of images), a folder of Emu3's tokenizer in the format of transformers or of its authors, or a hub
+            id; or a checkpoint of Open-MAGVIT2 or BSQ-ViT (.ckpt, .pt or .safetensors), a folder with one, or its hub
+            id. Checkpoints are read without running code.
         device: "auto", "cpu", "cuda" or a `torch.device`.
 
     Raises:
         ValueError: no such folder, or it does not contain a tokenizer.
     """
-    path = Path(folder) if Path(folder).is_dir() else from_hub(str(folder))
-    content = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    if "_class_name" in content:
-        return load_released(path, content).to(pick_device(device)).eval()
-    if content.get("fewtokens_model") != "tokenizer":
+    path = _locate(folder)
+    checkpoint = find_checkpoint(path)
+    content = {} if checkpoint else read_json(path / "config.json")
+    if checkpoint:
+        tokenizer = load_checkpoint(checkpoint)
+    elif is_released(content):
+        tokenizer = load_released(path, content)
+    elif content.get("fewtokens_model") == "tokenizer":
+        tokenizer = _load_own(path, content, str(folder))
+    else:
         raise ValueError(f"{folder}: not a folder of a tokenizer (config.json of kind tokenizer)")
+    tokenizer.origin = {"folder": str(path.resolve() if Path(folder).exists() else folder)}
+    return tokenizer.to(pick_device(device)).eval()
+
+
+def _load_own(path: Path, content: dict[str, Any], where: str) -> Tokenizer:
+    """Loads a folder of `Tokenizer.save_pretrained`."""
     config: _Config = conform(content.get("config"), _Config, f"{path / 'config.json'}: config")
     kind = get_preset(config["preset"]).kind if config["preset"] else Tokenizer
     tokenizer = kind.from_spec(config["spec"], window=config["window"])
     tokenizer.title = config["preset"]
-    tokenizer.origin = {"folder": str(path.resolve() if Path(folder).is_dir() else folder)}
     tensors, _ = files.load(path / "model.safetensors", "tokenizer")
-    files.check_fit(tokenizer.state_dict(), tensors, f"{folder}: does not fit {config['spec']!r}")
+    files.check_fit(tokenizer.state_dict(), tensors, f"{where}: does not fit {config['spec']!r}")
     tokenizer.load_state_dict(tensors)
-    return tokenizer.to(pick_device(device)).eval()
+    return tokenizer
+
+
+def _locate(folder: str | Path) -> Path:
+    """The folder or file of a tokenizer, downloaded if it is a hub id; checkpoints only if there is no config.json."""
+    if Path(folder).exists():
+        return Path(folder)
+    path = from_hub(str(folder))
+    return path if (path / "config.json").is_file() else from_hub(str(folder), [f"*{suffix}" for suffix in SUFFIXES])
 
 
 def open_tokenizer(
@@ -67,6 +88,6 @@ def open_tokenizer(
         ValueError: there is no such tokenizer.
     """
     text = str(name)
-    if Path(text).is_dir() or ("/" in text and ">" not in text):
+    if ">" not in text and (Path(text).exists() or "/" in text):
         return load_tokenizer(name, device=device)
     return create_tokenizer(text, tiny=tiny, seed=seed).to(pick_device(device)).eval()

@@ -28,6 +28,9 @@ class CausalConv3d(nn.Conv3d):
         first_frame: whether the first frame has a separate output.
         fill: what stands before the first frame: "first" repeats it, "zeros" are zeros.
         causal: whether all padding in time is in front. If False, it is symmetric and zero.
+        centered: whether rows and columns have k // 2 zeros on both sides. If False, they have k - s in total, of which
+            the larger half is at the end. They differ only for a stride above 1.
+        bias: whether a learned constant is added.
     """
 
     def __init__(
@@ -40,14 +43,15 @@ class CausalConv3d(nn.Conv3d):
         first_frame: bool = True,
         fill: Fill = "first",
         causal: bool = True,
+        centered: bool = False,
+        bias: bool = True,
     ) -> None:
-        super().__init__(dim, out, kernel, stride)
+        super().__init__(dim, out, kernel, stride, bias=bias)
         self.fill, self.causal = fill, causal
         self.front = kernel[0] - 1 if first_frame else kernel[0] - stride[0]
         # Of an odd sum, the larger half is at the end.
-        self.edges = [
-            n for k, s in zip(kernel[:0:-1], stride[:0:-1], strict=True) for n in ((k - s) // 2, (k - s + 1) // 2)
-        ]
+        totals = [2 * (k // 2) if centered else k - s for k, s in zip(kernel[:0:-1], stride[:0:-1], strict=True)]
+        self.edges = [n for total in totals for n in (total // 2, (total + 1) // 2)]
         if not causal:
             self.edges += [self.front // 2, (self.front + 1) // 2]
 
@@ -125,13 +129,15 @@ class FactorizedConv3d(Chain):
 class DepthToSpace(nn.Module):
     """A causal convolution to more channels, which become frames, rows and columns.
 
-    1 + m frames become 1 + m s: of the first s, only the last remains, as in MAGVIT-v2 (arXiv 2310.05737).
+    1 + m frames become 1 + m s: of the first s, only one remains, in MAGVIT-v2 (arXiv 2310.05737) the last, in the code
+    of Open-MAGVIT2 (arXiv 2409.04410) the first.
 
     Args:
         dim, out: channels of input and output.
         factor: s for frames, rows and columns.
         kernel: of the convolution.
         first_frame: whether the first frame becomes one frame. If False, it becomes s like the others.
+        remains: which of the first s frames remains if it does.
         fill, causal: see `CausalConv3d`.
     """
 
@@ -143,11 +149,12 @@ class DepthToSpace(nn.Module):
         *,
         kernel: Three = (3, 3, 3),
         first_frame: bool = True,
+        remains: Literal["first", "last"] = "last",
         fill: Fill = "first",
         causal: bool = True,
     ) -> None:
         super().__init__()
-        self.factor, self.drop = factor, factor[0] - 1 if first_frame else 0
+        self.factor, self.drop, self.remains = factor, factor[0] - 1 if first_frame else 0, remains
         self.conv = CausalConv3d(dim, out * factor[0] * factor[1] * factor[2], kernel, fill=fill, causal=causal)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
@@ -156,7 +163,11 @@ class DepthToSpace(nn.Module):
         B, _, T, H, W = x.shape
         spread = self.conv(x, cache).unflatten(1, (-1, p, q, r)).permute(0, 1, 5, 2, 6, 3, 7, 4)
         spread = spread.reshape(B, -1, T * p, H * q, W * r)
-        return spread[:, :, self.drop :] if start else spread
+        if not start or not self.drop:
+            return spread
+        if self.remains == "last":
+            return spread[:, :, self.drop :]
+        return torch.cat([spread[:, :, :1], spread[:, :, p:]], 2)
 
 
 class Repeat(nn.Module):

@@ -9,8 +9,6 @@ from typing import Any
 from fewtokens.tokenizers.blocks.causal_conv import Three
 from fewtokens.tokenizers.blocks.residual import ResBlock
 
-FULL: tuple[Three, ...] = ((3, 3, 3), (3, 3, 3))
-
 
 def level_strides(strides: Sequence[Sequence[int]], levels: int) -> tuple[list[Three], Three]:
     """Returns the strides between levels, and the frames, rows and columns of a cell, which are their product.
@@ -25,6 +23,11 @@ def level_strides(strides: Sequence[Sequence[int]], levels: int) -> tuple[list[T
     return triples, (t, y, x)
 
 
-def residual_blocks(dim: int, out: int, count: int, **options: Any) -> list[ResBlock]:
-    """Residual blocks of two 3x3x3 convolutions; the first changes the number of channels. Options: of `ResBlock`."""
-    return [ResBlock(dim if i == 0 else out, out, FULL, **options) for i in range(count)]
+def residual_blocks(dim: int, out: int, count: int, *, kernel: Three = (3, 3, 3), **options: Any) -> list[ResBlock]:
+    """Residual blocks of two convolutions; the first changes the number of channels. Options: of `ResBlock`."""
+    return [ResBlock(dim if i == 0 else out, out, (kernel, kernel), **options) for i in range(count)]
+
+
+def kernel_of(stride: Three) -> Three:
+    """The kernel of convolutions with cells of this stride: 3x3x3, or 1x3x3 if no cell has several frames."""
+    return (3, 3, 3) if stride[0] > 1 else (1, 3, 3)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, Fill, Kernel, convolution
+from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, Kernel, convolution
 
 NormKind = Literal["channel", "frame", "clip"]
 
@@ -23,15 +23,18 @@ class ConvNorm(nn.Module):
             of channels of all cells of a frame; "clip", of all cells, which is not causal.
         groups: most groups of channels of "frame" and "clip"; a group has at least 4 channels.
         act: whether SiLU follows.
+        affine: whether a learned scale and shift of each channel follow ("frame" and "clip").
     """
 
-    def __init__(self, dim: int, kind: NormKind = "channel", *, groups: int = 32, act: bool = True) -> None:
+    def __init__(
+        self, dim: int, kind: NormKind = "channel", *, groups: int = 32, act: bool = True, affine: bool = True
+    ) -> None:
         super().__init__()
         self.kind, self.act = kind, act
         groups = min(groups, max(1, dim // 4))
         if kind != "channel" and dim % groups:
             raise ValueError(f"channels must be a multiple of {groups} groups, got {dim}; use a width that is")
-        self.norm = nn.LayerNorm(dim, 1e-6) if kind == "channel" else nn.GroupNorm(groups, dim, 1e-6)
+        self.norm = nn.LayerNorm(dim, 1e-6) if kind == "channel" else nn.GroupNorm(groups, dim, 1e-6, affine)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         if self.kind == "channel":
@@ -51,7 +54,7 @@ class ResBlock(nn.Module):
         kernels: of each convolution, see `Kernel`.
         norm, groups: see `ConvNorm`.
         scale: factor of the initial weights of the last convolution; a small one begins near the identity.
-        fill, causal: see `CausalConv3d`.
+        options: of the convolutions, see `CausalConv3d`.
     """
 
     def __init__(
@@ -63,19 +66,15 @@ class ResBlock(nn.Module):
         norm: NormKind = "channel",
         groups: int = 32,
         scale: float = 1.0,
-        fill: Fill = "first",
-        causal: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for i, kernel in enumerate(kernels):
             width = dim if i == 0 else out
-            layers += [
-                ConvNorm(width, norm, groups=groups),
-                convolution(width, out, kernel, fill=fill, causal=causal),
-            ]
+            layers += [ConvNorm(width, norm, groups=groups), convolution(width, out, kernel, **options)]
         self.layers = Chain(*layers)
-        self.shortcut = CausalConv3d(dim, out, (1, 1, 1)) if dim != out else None
+        self.shortcut = CausalConv3d(dim, out, (1, 1, 1), **options) if dim != out else None
         if scale != 1:
             with torch.no_grad():
                 for parameter in layers[-1].parameters():

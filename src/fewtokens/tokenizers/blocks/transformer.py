@@ -19,7 +19,7 @@ KINDS = {
     "window8": "the cells of the same window of 8 x 8 cells of a frame (or of another size)",
     "time": "the same position in the same frame and in earlier ones",
 }
-STYLES = ("vit", "llama")
+STYLES = ("vit", "llama", "bsq")
 
 Past = tuple[Tensor, Tensor] | None
 State = tuple[int, list[Past]]
@@ -40,7 +40,8 @@ class VideoTransformer(nn.Module):
             of frames are not resized, so that later frames do not change earlier ones; frames after the last
             embedding share it.
         style: "vit": LayerNorm, and an MLP with GELU and 4 * `dim` hidden channels; "llama": RMSNorm, no bias of
-            queries, keys and values, and SwiGLU with about 8/3 * `dim` hidden channels.
+            queries, keys and values, and SwiGLU with about 8/3 * `dim` hidden channels; "bsq": as "vit", with another
+            norm in front of the blocks, as in CLIP (arXiv 2103.00020) and BSQ-ViT (arXiv 2406.07548).
 
     Attributes:
         causal: whether no output depends on later frames; exact.
@@ -68,6 +69,7 @@ class VideoTransformer(nn.Module):
             if not re.fullmatch(r"full|block_causal|space|window[1-9]\d{0,3}|time", kind):
                 raise ValueError(f"layers must be of the kinds {', '.join(KINDS)}, got {kind!r}")
         self.blocks = nn.ModuleList(Block(dim, heads, kind, style) for kind in kinds)
+        self.norm = make_norm(dim, style) if style == "bsq" else nn.Identity()
         self.head_dim = dim // heads
         self.causal = "full" not in kinds
         self.axes, self.positions = 0, None
@@ -96,7 +98,7 @@ class VideoTransformer(nn.Module):
             angles = rotary_angles(grid_positions(T, H, W, start, device=x.device), self.head_dim, self.axes)
         else:
             x = x + self.positions(T, H, W, start)
-        states = []
+        x, states = self.norm(x), []
         for block, earlier in zip(self.blocks, past, strict=True):
             x, seen = block(x, angles, earlier)
             states.append(seen)
@@ -244,7 +246,7 @@ class Block(nn.Module):
 
 def make_norm(dim: int, style: str) -> nn.Module:
     """The norm of a style: LayerNorm or RMSNorm."""
-    return nn.RMSNorm(dim, eps=1e-6) if style == "llama" else nn.LayerNorm(dim, eps=1e-6)
+    return nn.RMSNorm(dim, eps=1e-6) if style == "llama" else nn.LayerNorm(dim, eps=1e-5 if style == "bsq" else 1e-6)
 
 
 class TubeletEmbedding(nn.Module):
@@ -255,13 +257,16 @@ class TubeletEmbedding(nn.Module):
         stride: frames, rows and columns of a tubelet.
         first_frame: whether the first frame has cells of its rows and columns alone.
         channels: of the input, 3 for pixels.
+        bias: whether the layers have one.
     """
 
-    def __init__(self, width: int, stride: Sequence[int], first_frame: bool, *, channels: int = 3) -> None:
+    def __init__(
+        self, width: int, stride: Sequence[int], first_frame: bool, *, channels: int = 3, bias: bool = True
+    ) -> None:
         super().__init__()
         t, h, w = self.stride = (stride[0], stride[1], stride[2])
-        self.first = nn.Linear(channels * h * w, width) if first_frame else None
-        self.rest = nn.Linear(channels * t * h * w, width)
+        self.first = nn.Linear(channels * h * w, width, bias) if first_frame else None
+        self.rest = nn.Linear(channels * t * h * w, width, bias)
 
     def forward(self, x: Tensor, *, start: bool = True) -> Tensor:
         """Embeds frames [B,3,T,H,W] as cells [B,T',H',W',C]; `start` is whether they begin with the first frame."""

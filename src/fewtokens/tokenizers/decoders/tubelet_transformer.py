@@ -24,7 +24,8 @@ class TubeletTransformer(GridDecoder):
         layers: kind and number of blocks, in their order: "full", "block_causal", "space", "window8" and "time".
         heads: attention heads; must divide `width`.
         positions: "rotary", "rotary4", or T, H and W of the grid of learned embeddings, which are resized to others.
-        style: "vit" (LayerNorm, GELU) or "llama" (RMSNorm, SwiGLU).
+        style: "vit" (LayerNorm, GELU), "llama" (RMSNorm, SwiGLU), or "bsq": as "vit", with a LayerNorm in front of the
+            blocks too, and 4 * `width` hidden channels and tanh in front of the pixels, as in BSQ-ViT.
         first_frame: whether the first row of cells is the first frame alone.
     """
 
@@ -47,7 +48,8 @@ class TubeletTransformer(GridDecoder):
         self.embed = nn.Linear(dim, width)
         self.transformer = VideoTransformer(width, layers, heads, positions=positions, style=style)
         self.norm = make_norm(width, style)
-        self.pixels_of_cells = TubeletPixels(width, self.stride, first_frame)
+        self.hidden = nn.Sequential(nn.Linear(width, 4 * width), nn.Tanh()) if style == "bsq" else nn.Identity()
+        self.pixels_of_cells = TubeletPixels(4 * width if style == "bsq" else width, self.stride, first_frame)
         self.causal = self.transformer.causal
 
     @property
@@ -55,12 +57,12 @@ class TubeletTransformer(GridDecoder):
         return self.causal
 
     def pixels_of(self, latents: Tensor) -> Tensor:
-        decoded: Tensor = self.norm(self.transformer(self.embed(latents.movedim(1, -1))))
-        return self.pixels_of_cells(decoded)
+        decoded = self.transformer(self.embed(latents.movedim(1, -1)))
+        return self.pixels_of_cells(self.hidden(self.norm(decoded)))
 
     def step(self, tokens: Tokens, state: Any = None) -> tuple[Tensor, Any]:
         if not self.causal:
             return super().step(tokens, state)
         start = state is None
         decoded, state = self.transformer.step(self.embed(tokens.unmerge()), state)
-        return self.pixels_of_cells(self.norm(decoded), start=start).transpose(1, 2), state
+        return self.pixels_of_cells(self.hidden(self.norm(decoded)), start=start).transpose(1, 2), state

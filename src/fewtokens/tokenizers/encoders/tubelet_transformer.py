@@ -27,7 +27,8 @@ class TubeletTransformer(VideoEncoder):
             "block_causal", "space", "window8" and "time".
         heads: attention heads; must divide `width`.
         positions: "rotary", "rotary4", or T, H and W of the grid of learned embeddings, which are resized to others.
-        style: "vit" (LayerNorm, GELU) or "llama" (RMSNorm, SwiGLU).
+        style: "vit" (LayerNorm, GELU), "llama" (RMSNorm, SwiGLU), or "bsq": as "vit", with a LayerNorm in front of the
+            blocks too, and an embedding without bias, as in BSQ-ViT.
         first_frame: whether the first frame has cells without other frames, from a separate embedding.
     """
 
@@ -49,7 +50,7 @@ class TubeletTransformer(VideoEncoder):
         self.stride, self.first_frame = checked_stride(stride, first_frame), first_frame
         if channels is not None and channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
-        self.embed = TubeletEmbedding(width, self.stride, first_frame)
+        self.embed = TubeletEmbedding(width, self.stride, first_frame, bias=style != "bsq")
         self.transformer = VideoTransformer(width, layers, heads, positions=positions, style=style)
         self.norm = make_norm(width, style)
         self.project = nn.Identity() if channels is None else nn.Linear(width, channels)

@@ -19,7 +19,8 @@ PRESET = Preset(
     },
     differs=(
         "Both normalizations, and the conditions of that of the decoder, have the statistics of a frame and of its row "
-        "of cells. Open-MAGVIT2 pools them over the clip, so its early cells depend on later frames. The entropy of "
-        "the mean code is computed over groups of 9 bits, since 2^18 probabilities per token would take gigabytes."
+        "of cells. Open-MAGVIT2 pools them over the clip, so its early cells depend on later frames; norm='clip' of "
+        "both parts is its network, which its released weights load into. The entropy of the mean code is computed "
+        "over groups of 9 bits, since 2^18 probabilities per token would take gigabytes."
     ),
 )
