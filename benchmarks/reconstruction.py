@@ -1,7 +1,7 @@
 """Small tokenizers on real clips: what each keeps at equal bits, equal steps and equal data.
 
     python benchmarks/reconstruction.py WORK frames   # decodes the clips at a short side of 72 pixels
-    python benchmarks/reconstruction.py WORK train    # trains every row that is not in WORK yet; --only, --seeds
+    python benchmarks/reconstruction.py WORK train    # trains every row that is not in WORK yet; --only
     python benchmarks/reconstruction.py WORK report   # scores the trained ones, writes results/reconstruction.*
 
 Data: the clips of $FEWTOKENS_DATA/clips and /real/train. DAVIS sequences are never trained on; they and every fifth of
@@ -9,10 +9,12 @@ the other clips, in order of their names, are held out (the 20 sign language cli
 held-out ones are of known scenes). Clips of 9 x 64 x 64, batch 4, the same number of steps for every row.
 
 192 tokens in a grid of 3 x 8 x 8, or 192 queries; of 16 bits (3,066 a clip, 0.083 per pixel) in the comparison of
-networks and methods, of 10 bits in that of quantizers. `mean_frame`, `area_pooling` at these bits, x264 and x265 are in
-the table. An interrupted run resumes.
+networks and methods, of 10 bits in that of quantizers. Some of these are trained with three seeds, and some longer.
+Presets have their tiny size, with its own number of tokens and bits, and their own losses. `mean_frame`, `area_pooling`
+at these bits, x264 and x265 are in the table. An interrupted run resumes.
 
-Cost, on one core: half a minute to 4 minutes for each row and seed at the default of 600 steps, 2 for the report.
+Cost, on one core: half a minute to 8 minutes for each row and seed of 600 steps, about 2 hours for all; 3 minutes for
+the report.
 Expect: linear layers before convolutions, transformers and queries after so few steps, VQ and FSQ before BSQ and LFQ,
 and every row 3 dB or more below x265.
 """
@@ -25,6 +27,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,18 +36,20 @@ import torch
 
 from common import RESULTS, write
 from fewtokens.core import files
+from fewtokens.core.plan import Plan
 from fewtokens.data.footage import Footage, find_footage
-from fewtokens.evaluation.reconstruction.compare import ClipProtocol, compare, read_clips
+from fewtokens.evaluation.reconstruction.compare import Clip, ClipProtocol, compare, read_clips
+from fewtokens.evaluation.reconstruction.metrics import evaluate
 from fewtokens.evaluation.reconstruction.rate_distortion import RatePoint
 from fewtokens.show.rate_distortion import draw_rate_distortion
 from fewtokens.show.strips import draw_strips
-from fewtokens.tokenizers import load_tokenizer
+from fewtokens.tokenizers import Tokenizer, load_tokenizer
 from fewtokens.train.tokenizer import train_tokenizer
 from fewtokens.train.tokenizer_recipe import make_tokenizer_recipe
 from fewtokens.video import synthetic
 
 CLIP = (9, 64, 64)
-STEPS, BATCH = 600, 4
+STEPS, LONG, BATCH = 600, 3000, 4
 _CONV = "causal_conv(24) | {} > causal_conv(width=24)"
 _TRANSFORMER = (
     "tubelet_transformer(128, stride=(4, 8, 8), layers=(('block_causal', 3),), heads=4, first_frame=True) | {} > "
@@ -55,12 +60,19 @@ _TRANSFORMER = (
 _WINDOWS = _TRANSFORMER.replace("('block_causal', 3)", "('window4', 2), ('time', 2)", 1).replace(
     "('block_causal', 3)", "('time', 2), ('space', 2)"
 )
+_LINEAR_FSQ = "tubelet(192, stride=(3, 8, 8)) | {} > tubelet(stride=(3, 8, 8))"
 _LINEAR = "tubelet_transformer(128, stride=(3, 8, 8), layers=(('full', 3),), heads=4)"
 _FLOW = "patch_flow(stride=(3, 8, 8), width=128, depth=3, blocks=2, target='x')"
 _QUERIES = (
     "tubelet(128, stride=(3, 8, 8)) | learned_queries(192, num_layers=3, heads=4) | {} > "
     "mask_tokens(width=128, stride=(3, 8, 8), num_tokens=192, num_layers=3, heads=4)"
 )
+
+
+_PRESETS = (
+    "hitvideo", "cosmos_dv4x8x8", "omnitokenizer_vq", "c_vivit", "bsq_vit_18", "one_d_piece", "coda", "revq", "fqgan",
+    "imagefolder", "tokenflow", "dualtoken", "magvit2_lfq", "gaussiantoken", "vidtok_fsq_262144",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,27 +82,31 @@ class Row:
     group: str
     spec: str
     recipe: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 1
 
 
 def rows() -> dict[str, Row]:
     """The rows by name."""
     fsq = "fsq((8, 8, 8, 5, 5, 5))"
+    longer = {"steps": LONG}
+    # Queries collapse to the mean of all clips with the learning rate of the others.
+    slower = {"steps": LONG, "lr": 5e-4}
     table = {
-        "conv fsq": Row("networks", _CONV.format(fsq)),
+        "conv fsq": Row("networks", _CONV.format(fsq), seeds=3),
         # Quantizers inside one network, 10 bits a token.
-        "conv fsq 10": Row("quantizers", _CONV.format("fsq((8, 5, 5, 5))")),
-        "conv vq 10": Row("quantizers", _CONV.format("vq(1024)")),
+        "conv fsq 10": Row("quantizers", _CONV.format("fsq((8, 5, 5, 5))"), seeds=3),
+        "conv vq 10": Row("quantizers", _CONV.format("vq(1024)"), seeds=3),
         "conv residual vq 5 + 5": Row("quantizers", _CONV.format("residual_vq(32, levels=2)")),
-        "conv product vq 5 + 5": Row("quantizers", _CONV.format("product_vq(32, groups=2)")),
-        "conv lfq 10": Row("quantizers", _CONV.format("lfq(10)")),
-        "conv bsq 10": Row("quantizers", _CONV.format("bsq(10)")),
+        "conv product vq 5 + 5": Row("quantizers", _CONV.format("product_vq(32, groups=2)"), seeds=3),
+        "conv lfq 10": Row("quantizers", _CONV.format("lfq(10)"), seeds=3),
+        "conv bsq 10": Row("quantizers", _CONV.format("bsq(10)"), seeds=3),
         "conv continuous": Row("continuous", _CONV.format("gaussian(4)")),
         # Encoders and decoders, with the same quantizer.
-        "transformer fsq": Row("networks", _TRANSFORMER.format(fsq)),
+        "transformer fsq": Row("networks", _TRANSFORMER.format(fsq), seeds=3),
         "windows fsq": Row("networks", _WINDOWS.format(fsq)),
         "queries fsq": Row("networks", _QUERIES.format(fsq)),
         "transformer to flow fsq": Row("networks", f"{_LINEAR} | {fsq} > {_FLOW}"),
-        "linear fsq": Row("networks", f"tubelet(192, stride=(3, 8, 8)) | {fsq} > tubelet(stride=(3, 8, 8))"),
+        "linear fsq": Row("networks", _LINEAR_FSQ.format(fsq), seeds=3),
         # A tail of the tokens is dropped in training, so that any number of them can be decoded.
         "queries fsq tail drop": Row("prefixes", _QUERIES.format(f"{fsq} | tail_drop(192)")),
         "conv residual vq 32 x 3": Row("prefixes", _CONV.format("residual_vq(32, levels=3)")),
@@ -99,8 +115,18 @@ def rows() -> dict[str, Row]:
         "conv tome fsq": Row("methods", _CONV.format(f"tome(keep=0.5) | {fsq}")),
         "conv uniform fsq": Row("methods", _CONV.format(f"uniform(keep=0.5) | {fsq}")),
         "conv tokenlearner fsq": Row("methods", _CONV.format(f"tokenlearner('32/frame') | {fsq}")),
+        # Longer training.
+        "queries fsq, longer": Row("longer", _QUERIES.format(fsq), slower),
+        "linear fsq, longer": Row("longer", _LINEAR_FSQ.format(fsq), longer),
+        "conv fsq, longer": Row("longer", _CONV.format(fsq), longer),
+        "queries tail drop, longer": Row("longer", _QUERIES.format(f"{fsq} | tail_drop(192)"), slower),
+        "transformer fsq, longer": Row("longer", _TRANSFORMER.format(fsq), longer),
+        "conv residual vq dropout, longer": Row(
+            "longer", _CONV.format("residual_vq(32, levels=3, level_dropout=True)"), longer
+        ),
     }
-    return table
+    # Presets at their tiny size, with its own number of tokens and bits, and their own losses.
+    return table | {name: Row("presets", name) for name in _PRESETS}
 
 
 def split(work: Path) -> tuple[list[Footage], list[Footage]]:
@@ -110,6 +136,11 @@ def split(work: Path) -> tuple[list[Footage], list[Footage]]:
     others = [item for item in items if item not in davis]
     held_out = others[4::5]
     return [item for item in others if item not in held_out], [*davis, *held_out]
+
+
+def run_folder(work: Path, name: str, seed: int) -> Path:
+    """The folder of a trained row."""
+    return work / "runs" / name.replace(" ", "_") / str(seed)
 
 
 def step_frames(options: argparse.Namespace) -> None:
@@ -126,21 +157,56 @@ def step_frames(options: argparse.Namespace) -> None:
 def step_train(options: argparse.Namespace) -> None:
     """Trains the rows."""
     training, _ = split(options.work)
+    settings = {
+        "frames": CLIP[0], "size": CLIP[1], "steps": STEPS, "batch": BATCH, "lr": 2e-3, "workers": 0, "visits": 8,
+        "save_minutes": 2.0, "save_every": 10**6, "eval_every": 10**6, "log_every": 50, "max_gap": 2,
+    }  # fmt: skip
     for name, row in rows().items():
-        for seed in range(options.seeds):
-            out = options.work / "runs" / name.replace(" ", "_") / str(seed)
+        for seed in range(row.seeds):
+            out = run_folder(options.work, name, seed)
             if (out / "done.json").exists() or (options.only and name not in options.only):
                 continue
-            recipe = make_tokenizer_recipe(
-                row.spec, frames=CLIP[0], size=CLIP[1], steps=options.steps, batch=BATCH, seed=seed, lr=2e-3,
-                workers=0, visits=8, save_minutes=2.0, save_every=10**6, eval_every=10**6, log_every=50, max_gap=2,
-                **row.recipe,
-            )  # fmt: skip
+            recipe = make_tokenizer_recipe(row.spec, **{**settings, **row.recipe, "seed": seed})
             start = time.perf_counter()
             report = train_tokenizer(training, recipe, out, device="cpu")
             seconds = time.perf_counter() - start
             files.write_json(out / "done.json", {"steps": report.steps, "seconds": seconds, "scores": report.scores})
             print(f"{name}, seed {seed}: {seconds:.0f} s, {report.scores}", flush=True)
+
+
+# Of the rows whose codes are in an order; the first two are not trained for it.
+_PREFIXES = (
+    "queries fsq, longer", "conv residual vq 32 x 3", "queries fsq tail drop", "queries tail drop, longer",
+    "conv residual vq dropout", "conv residual vq dropout, longer", "one_d_piece",
+)  # fmt: skip
+
+
+@torch.no_grad()
+def score_prefixes(tokenizers: dict[str, Tokenizer], clips: Sequence[Clip]) -> list[dict[str, Any]]:
+    """PSNR with the first codes only: an eighth to all of the tokens, or 1 to all of the levels of each token."""
+    table = []
+    for name in (name for name in _PREFIXES if name in tokenizers):
+        tokenizer = tokenizers[name]
+        encoded = [tokenizer.encode(clip.frames) for clip in clips]
+        quantizer = tokenizer.quantizer
+        assert quantizer is not None
+        levels = len(quantizer.codebook_sizes)
+        for kept in range(1, levels + 1) if levels > 1 else (round(encoded[0].N * 2**-k) for k in (5, 4, 3, 2, 1, 0)):
+            bits, psnr = 0.0, 0.0
+            for clip, tokens in zip(clips, encoded, strict=True):
+                if levels > 1:
+                    assert tokens.codes is not None
+                    codes = tokens.codes.masked_fill(torch.arange(levels) >= kept, -1)
+                    tokens = tokens.replace(codes=codes)
+                else:
+                    tokens = tokens.apply(Plan.keep(tokens.mask & (torch.arange(tokens.N) < kept)))
+                bits += float(tokenizer.bits(tokens).sum()) / len(clips)
+                psnr += evaluate(clip.frames.float() / 255, tokenizer.decode(tokens)[0])["psnr"] / len(clips)
+            table.append({
+                "name": name, "kept": kept, "unit": "levels" if levels > 1 else "tokens",
+                "bits_per_pixel": bits / math.prod(CLIP), "psnr": psnr,
+            })  # fmt: skip
+    return table
 
 
 def step_report(options: argparse.Namespace) -> None:
@@ -151,14 +217,13 @@ def step_report(options: argparse.Namespace) -> None:
     assert not broken, broken
     names = [
         (name, seed)
-        for name in rows()
-        for seed in range(options.seeds)
-        if (options.work / "runs" / name.replace(" ", "_") / str(seed) / "done.json").exists()
+        for name, row in rows().items()
+        for seed in range(row.seeds)
+        if (run_folder(options.work, name, seed) / "done.json").exists()
     ]
     loaded = {}
     for name, seed in names:
-        folder = options.work / "runs" / name.replace(" ", "_") / str(seed)
-        loaded[name, seed] = load_tokenizer(folder / "tokenizer", device="cpu")
+        loaded[name, seed] = load_tokenizer(run_folder(options.work, name, seed) / "tokenizer", device="cpu")
     first = {name: tokenizer for (name, seed), tokenizer in loaded.items() if seed == 0}
     scored = compare(list(first.items()), clips, protocol)
     scores = {(row["name"], 0): row for row in scored["rows"] if row["kind"] == "tokenizer"}
@@ -169,7 +234,7 @@ def step_report(options: argparse.Namespace) -> None:
     for name in first:
         seeds = [scores[key] for key in scores if key[0] == name]
         psnr = [row["psnr"] for row in seeds]
-        done = files.read_json(options.work / "runs" / name.replace(" ", "_") / "0" / "done.json")
+        done = files.read_json(run_folder(options.work, name, 0) / "done.json")
         same_bits = {row["name"]: row for row in scored["rows"] if row["at"] == name}
         table.append({
             "name": name, "group": rows()[name].group,
@@ -195,11 +260,17 @@ def step_report(options: argparse.Namespace) -> None:
     ]  # fmt: skip
     points = [RatePoint(row["name"], row["bits_per_pixel"], {"psnr": row["psnr"]}) for row in table]
     points += [RatePoint(row["name"], row["bits_per_pixel"], {"psnr": row["psnr"]}) for row in references]
+    steps = f"{STEPS} steps of {BATCH} clips ({LONG} if longer)"
     caption = (
-        f"{len(clips)} held-out clips of 9 x 64 x 64, {table[0]['steps']} steps of {BATCH} clips; bits of codes by "
-        "formula, of codecs without headers."
+        f"{len(clips)} held-out clips of 9 x 64 x 64, {steps}; bits of codes by formula, of codecs without headers."
     )
     draw_rate_distortion(points, "psnr", RESULTS / "reconstruction.png", caption=caption)
+    prefixes = score_prefixes(first, clips)
+    curves = [RatePoint(row["name"], row["bits_per_pixel"], {"psnr": row["psnr"]}) for row in prefixes]
+    draw_rate_distortion(
+        curves, "psnr", RESULTS / "reconstruction_prefixes.png", title="The first codes only",
+        caption=f"{len(clips)} held-out clips; the first tokens of queries, the first levels of residual codes.",
+    )  # fmt: skip
     # Generated clips, since the real ones are not part of this repository.
     shown = [synthetic(kind, frames=CLIP[0], size=CLIP[1:]).frames for kind in ("static", "pan", "shapes", "glyphs")]
     middle = CLIP[0] // 2
@@ -209,17 +280,17 @@ def step_report(options: argparse.Namespace) -> None:
         strips.append((name.replace(" ", "\n", 1), (torch.stack(decoded) * 255).round().byte()))
     draw_strips(
         strips, RESULTS / "reconstruction_clips.png", title="Reconstructions",
-        caption=f"The middle frame of generated clips; trained on real ones for {table[0]['steps']} steps.", side=72,
+        caption=f"The middle frame of generated clips; trained on real ones for {steps}.", side=72,
     )  # fmt: skip
     write(
         "reconstruction",
         "Small tokenizers at equal bits",
         "python benchmarks/reconstruction.py WORK frames|train|report",
-        {"Tokenizers": table, "Codecs and simple reconstructions": references},
+        {"Tokenizers": table, "The first codes only": prefixes, "Codecs and simple reconstructions": references},
         f"{caption} PSNR is the mean over frames, psnr_spread the range over the seeds. area_pooling, x264 and x265 "
         "are their PSNR at the bits of the row; x265_above_target is the share of clips for which x265 does not reach "
         f"so few bits. Held out: {', '.join(Path(clip.name).stem for clip in clips)}.",
-        ["reconstruction.png", "reconstruction_clips.png"],
+        ["reconstruction.png", "reconstruction_prefixes.png", "reconstruction_clips.png"],
     )
 
 
@@ -229,8 +300,6 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder of frames and runs")
     parser.add_argument("step", choices=list(steps), metavar="STEP", help=", ".join(steps))
     parser.add_argument("--only", nargs="*", default=[], help="names of rows")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds for each row (default 1)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps (default {STEPS})")
     options = parser.parse_args()
     steps[options.step](options)
 

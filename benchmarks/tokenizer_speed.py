@@ -40,9 +40,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Last, because tokenizers.py here has the name of a package that diffusers imports.
-sys.path.append(sys.path.pop(0))
-
 from common import RESULTS, write
 from fewtokens.core.tokens import Tokens
 from fewtokens.profiling.memory import peak_memory

@@ -95,3 +95,24 @@ def test_a_search_that_stopped_says_which_tokens_were_compared(monkeypatch):
     known = edges.select(done.flatten()[edges.a] & done.flatten()[edges.b])
     label, *_ = cosine_components(x, mask, tau, known=known, fresh=~done)
     assert torch.equal(label, cosine_components(x, mask, tau)[0])
+
+
+@pytest.mark.parametrize("most", [0, 2, 5, 1000])
+@pytest.mark.parametrize("block", [50, 1 << 20])
+def test_edges_are_all_pairs_above_their_floor(most, block, monkeypatch):
+    """Which rises between the requested one and tau when they are too many; with none, it is above all cosines."""
+    monkeypatch.setattr(module, "_MAX_BLOCK_ENTRIES", block)
+    monkeypatch.setattr(module, "_MAX_EDGES", most)
+    x = F.normalize(torch.randn(2, 40, 4, generator=torch.Generator().manual_seed(2)), dim=2)
+    mask = torch.ones(2, 40, dtype=torch.bool)
+    mask[1, 25:] = False
+    tau, floor = torch.full((2,), 0.9), torch.full((2,), -0.5)
+    _, edges, done = cosine_components(x, mask, tau, floor)
+    assert bool((done | ~mask).all()) and len(edges.a) <= most * 80
+    assert bool((edges.floor >= floor).all()) and (bool((edges.floor == floor).all()) == (most == 1000))
+    assert most == 0 or bool((edges.floor <= tau).all())
+    above = x @ x.transpose(1, 2) > edges.floor[:, None, None]
+    pairs = above & mask[:, :, None] & mask[:, None] & torch.ones(40, 40, dtype=torch.bool).triu(1)
+    expected = {(b * 40 + i, b * 40 + j) for b, i, j in pairs.nonzero().tolist()}
+    found = {tuple(sorted(pair)) for pair in zip(edges.a.tolist(), edges.b.tolist(), strict=True) if pair[0] != pair[1]}
+    assert found == expected

@@ -152,9 +152,10 @@ class _Passes:
         assert first_plan.dest is not None
         members = _occupied(first_plan.dest.clamp(min=0), tokens.mask, first.N)
         token = self._first_tokens(first_plan.dest, first.N)
-        known, fresh = self._compared_before(token, members)
+        known, fresh = self._compared_before(token, members, tau)
+        floor = floor if known is None else floor.maximum(known.floor)
         label, edges, done = cosine_components(first.features, first.mask, tau, floor, least, known, fresh)
-        if edges is not None and (self.compared is None or bool(done.sum() >= (self.compared[1] > 0).sum())):
+        if self.compared is None or bool(done.sum() >= (self.compared[1] > 0).sum()):
             counts = torch.zeros(tokens.mask.numel() + 1, dtype=torch.int64, device=token.device)
             counts[token] = (members * done).flatten()
             self.compared = edges._replace(a=token[edges.a], b=token[edges.b]), counts
@@ -174,7 +175,7 @@ class _Passes:
         first = first.scatter_reduce(0, slot, torch.arange(B * N, device=dest.device), "amin")
         return first.reshape(B, slots + 1)[:, :slots].flatten()
 
-    def _compared_before(self, token: Tensor, members: Tensor) -> tuple[Edges | None, Tensor | None]:
+    def _compared_before(self, token: Tensor, members: Tensor, tau: Tensor) -> tuple[Edges | None, Tensor | None]:
         """The components of frames that were compared at another threshold.
 
         As components at two thresholds are nested, those of equal size with the same first token are equal.
@@ -182,11 +183,13 @@ class _Passes:
         Args:
             token: int64 [B*M], first token of each component.
             members: int64 [B,M], number of tokens of each component.
+            tau: [B]; edges above it are needed.
 
         Returns:
-            The edges between such components, and which of the components are others, bool [B,M].
+            The edges between such components, and which of the components are others, bool [B,M]; None if there are
+            none.
         """
-        if self.compared is None:
+        if self.compared is None or bool((self.compared[0].floor > tau).any()):
             return None, None
         edges, counts = self.compared
         same = (counts[token] == members.flatten()) & (members.flatten() > 0)

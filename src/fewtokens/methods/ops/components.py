@@ -72,14 +72,16 @@ class Edges(NamedTuple):
     Attributes:
         a, b: int64 [E].
         cosine: float32 [E].
+        floor: float32 [B], the cosine above which these are all pairs of each video.
     """
 
     a: Tensor
     b: Tensor
     cosine: Tensor
+    floor: Tensor
 
     def select(self, chosen: Tensor) -> Edges:
-        return Edges(self.a[chosen], self.b[chosen], self.cosine[chosen])
+        return Edges(self.a[chosen], self.b[chosen], self.cosine[chosen], self.floor)
 
 
 def cosine_components(
@@ -90,7 +92,7 @@ def cosine_components(
     least: Tensor | None = None,
     known: Edges | None = None,
     fresh: Tensor | None = None,
-) -> tuple[Tensor, Edges | None, Tensor]:
+) -> tuple[Tensor, Edges, Tensor]:
     """Components of tokens connected by a cosine above tau, and the edges for lower thresholds.
 
     Each pair of tokens is compared once, in blocks; the components found so far are joined by the edges of each block.
@@ -99,14 +101,15 @@ def cosine_components(
         x: [B,N,D].
         mask: bool [B,N].
         tau: [B].
-        floor: [B], the cosine above which edges are returned. Default: tau.
+        floor: [B], the cosine above which edges are returned, unless they are more than a few per token: see
+            `Edges.floor`. Default: tau.
         least: [B]; as soon as every video has fewer components, no further edges are looked for. Default: all are.
         known: all edges above `floor` between tokens that are not fresh.
         fresh: bool [B,N], the tokens to compare with all others. Default: all tokens.
 
     Returns:
-        The first token of each component, int64 [B,N]; the edges, None if they are more than a few per token; and the
-            tokens that were compared with all others, bool [B,N].
+        The first token of each component, int64 [B,N]; the edges; and the tokens that were compared with all others,
+            bool [B,N].
     """
     floor = tau if floor is None else floor
     B, N, _ = x.shape
@@ -114,7 +117,7 @@ def cosine_components(
     dense = readable(mask) and bool(mask.all())
     every = torch.ones(1, B * N, dtype=torch.bool, device=x.device)
     label = torch.arange(B * N, device=x.device)[None]
-    slot, compared, found, kept = label.reshape(B, N), N, [], 0
+    slot, compared, found = label.reshape(B, N), N, list[Edges]()
     if known is not None and fresh is not None:
         # The fresh tokens first.
         order = (~fresh).to(torch.uint8).argsort(dim=1, stable=True)
@@ -122,7 +125,7 @@ def cosine_components(
         mask = mask.gather(1, order)
         above = known.cosine > tau[known.a // N]
         label = components(lowest_over(known.a[above][None], known.b[above][None]), every, label)
-        found, kept = [known], len(known.a)
+        found = [known]
     start = 0
     while start < compared:
         stop = min(compared, start + max(1, _MAX_BLOCK_ENTRIES // (B * (N - start))))
@@ -131,17 +134,33 @@ def cosine_components(
         if not dense:
             near &= mask[:, None, start:] & mask[:, start:stop, None]
         video, row, column = near.nonzero().unbind(1)
-        edges = Edges(slot[video, start + row], slot[video, start + column], similar[near])
+        edges = Edges(slot[video, start + row], slot[video, start + column], similar[near], floor)
         above = edges.cosine > tau[video]
         label = components(lowest_over(edges.a[above][None], edges.b[above][None]), every, label)
         start = stop
-        kept += len(edges.a)
-        found = [*found, edges] if kept <= _MAX_EDGES * B * N else []
+        found = _at_most(_MAX_EDGES * B * N, [*found, edges], tau, N)
+        floor = found[0].floor
         if least is not None and bool((count_components(label.reshape(B, N) % N, real) < least).all()):
             break
     done = torch.ones_like(real).flatten().index_fill(0, slot[:, start:compared].flatten(), False).reshape(B, N)
-    complete = bool(found) and kept <= _MAX_EDGES * B * N
-    return label.reshape(B, N) % N, Edges(*map(torch.cat, zip(*found, strict=True))) if complete else None, done
+    a, b, cosine, _ = zip(*found, strict=True)
+    return label.reshape(B, N) % N, Edges(torch.cat(a), torch.cat(b), torch.cat(cosine), floor), done
+
+
+def _at_most(number: int, edges: list[Edges], tau: Tensor, N: int) -> list[Edges]:
+    """The edges above a common floor, raised halfway to tau [B] as often as they are too many; above 1 there are none.
+
+    Args:
+        number: the largest number of edges.
+        edges: the last have the highest floor.
+        tau: [B].
+        N: the number of tokens of each video.
+    """
+    floor = edges[-1].floor
+    while sum(len(each.a) for each in edges) > number:
+        floor = torch.where(floor < tau - 1e-3, (floor + tau) / 2, torch.where(floor < tau, tau, 2))
+        edges = [each.select(each.cosine > floor[each.a // N]) for each in edges]
+    return [each._replace(floor=floor) for each in edges]
 
 
 def spanning_edges(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
