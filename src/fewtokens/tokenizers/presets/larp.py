@@ -33,7 +33,8 @@ class Larp(Tokenizer):
     half the width and the number of blocks of the decoder.
 
     Raises:
-        ValueError: there is not one code per token, or the quantizer is not `stochastic_vq`.
+        ValueError: the quantizer is not `stochastic_vq` with entries of as many channels as the tokens, or the decoder
+            is not `larp`.
     """
 
     def __init__(
@@ -56,17 +57,17 @@ class Larp(Tokenizer):
         assert tokens.codes is not None
         # The entries, of length 1; the gradient of the logits does not move them.
         table = F.normalize(cast(StochasticVq, self.quantizer).table.detach().float(), dim=-1)
-        entries, targets = tokens.features, tokens.codes[:, 1:, 0].flatten()
+        entries, real = tokens.features, tokens.mask[:, 1:]
         logits = [self.prior(entries) @ table.T]
         if self.training:
             with torch.no_grad():
                 share = _SHARE * (self.steps / _STEPS).clamp(max=1)
                 sampled = table[logits[0].flatten(0, 1).softmax(-1).multinomial(1)[:, 0]].view_as(entries[:, 1:])
-                replaced = torch.rand(sampled.shape[:2], device=tokens.device) < share
+                replaced = torch.rand(real.shape, device=tokens.device) < share
                 self.steps += 1
             later = torch.where(replaced[..., None], sampled.to(entries.dtype), entries[:, 1:])
             logits.append(self.prior(torch.cat([entries[:, :1], later], 1)) @ table.T)
-        losses = [F.cross_entropy(part.flatten(0, 1).float(), targets) for part in logits]
+        losses = [F.cross_entropy(part[real].float(), tokens.codes[:, 1:, 0][real]) for part in logits]
         return {"prior": _WEIGHT * torch.stack(losses).mean()}
 
 
@@ -128,7 +129,8 @@ PRESET = Preset(
     },
     differs=(
         "The published count of parameters is that of encoder, queries, quantizer and decoder. The prior has no "
-        "dropout, that of the authors 0.1. After `eval()` codes are the nearest entries; the authors sample "
-        "them unless set otherwise. The network is that of the released weights, which `load_tokenizer` reads."
+        "dropout, that of the authors 0.1, and the logits are not limited, where the authors normalize the prediction. "
+        "After `eval()` codes are the nearest entries; the authors sample them unless set otherwise. The network is "
+        "that of the released weights, which `load_tokenizer` reads."
     ),
 )
