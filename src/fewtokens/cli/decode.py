@@ -14,7 +14,16 @@ from rich.markup import escape
 from fewtokens.cli.command import verb
 from fewtokens.cli.console import fail, log
 from fewtokens.cli.errors import check_exists, check_folder
-from fewtokens.cli.options import ENCODER, INPUT, OUTPUT, Check, DeviceOption, JsonOption, check_tokenizer
+from fewtokens.cli.options import (
+    ENCODER,
+    INPUT,
+    OUTPUT,
+    Check,
+    DeviceOption,
+    JsonOption,
+    check_tokenizer,
+    find_tokenizer,
+)
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import distinct_names, unique_paths, write_failures
 from fewtokens.cli.tables import print_json
@@ -53,7 +62,7 @@ def decode(
             help="Folder or hub id of the tokenizer, if it has moved. Default: that in the header of each file.",
             rich_help_panel=ENCODER,
         ),
-        Check(check_tokenizer),
+        Check(check_tokenizer, find_tokenizer),
     ] = None,
     original: Annotated[
         Path | None,

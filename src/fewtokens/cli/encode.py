@@ -24,6 +24,7 @@ from fewtokens.cli.options import (
     RunOptions,
     VideosArgument,
     check_tokenizer,
+    find_tokenizer,
 )
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import (
@@ -49,7 +50,7 @@ TokenizerOption = Annotated[
         help="Folder of a trained tokenizer, or a hub id; or the name of a preset or a spec, with random parameters.",
         rich_help_panel=ENCODER,
     ),
-    Check(check_tokenizer),
+    Check(check_tokenizer, find_tokenizer),
 ]
 
 
