@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewtokens.tokenizers import Tokenizer, load_tokenizer
+from fewtokens.tokenizers import Tokenizer, create_tokenizer, load_tokenizer
 from fewtokens.tokenizers.files import read_encoded, read_header
 from fewtokens.video import read, synthetic, write
 from tests.cli.test_command import error_line, quick
@@ -163,6 +163,13 @@ class TestErrors:
         words = ("encode", clip, "--tokenizer", folder, "--out", tmp_path / "a.safetensors", "--device", "cpu")
         assert "half has no effect" in error_line(quick(*words, "--half", code=2))
         assert not list(tmp_path.iterdir())
+
+    def test_a_tokenizer_of_another_signal_is_refused_before_it_is_built(self, clip, tmp_path, monkeypatch):
+        saved = create_tokenizer("wavtokenizer", tiny=True).save_pretrained(tmp_path / "audio")
+        monkeypatch.setattr("fewtokens.tokenizers.load.open_tokenizer", None)
+        for name in ("wavtokenizer", saved):
+            line = error_line(quick("encode", clip, "--tokenizer", name, "--out", tmp_path / "a.safetensors", code=2))
+            assert "encodes audio, not videos" in line
 
     def test_other_weights(self, encoded, tmp_path):
         other = Tokenizer.from_spec(SPEC).save_pretrained(tmp_path / "other")

@@ -102,7 +102,7 @@ def printed(tmp_path_factory) -> dict[str, list[Any]]:
     found["eval reconstruction"] = [run("eval", "reconstruction", clip, "--tokenizers", trained, *few, "--json")]
     found["encoded videos"] = [dict(read_header(code))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fewtokens.cli.tokenizers.tokenizer_names", lambda: ["bpe"])
+        patch.setattr("fewtokens.cli.tokenizers.part_names", lambda kind: ("bpe",))
         found["tokenizers"] = [run("tokenizers", "--json")]
     name = run("tokenizers", "bpe", "--json")
     assert name.keys() >= found["tokenizers"][0][0].keys()

@@ -124,11 +124,11 @@ def encode(
     if wds is not None and wds.is_dir():
         raise ValueError(f"--wds must be a file, got the folder {wds}")
     from fewtokens.tokenizers.files import EncodedWriter, write_webdataset
-    from fewtokens.tokenizers.load import open_tokenizer
+    from fewtokens.tokenizers.load import open_tokenizer, source_of
 
+    if (source := source_of(tokenizer)) != "video":
+        raise ValueError(f"{tokenizer} encodes {source}, not videos; use it in Python, see `SignalTokenizer`")
     model = open_tokenizer(tokenizer, seed=run.seed, device=run.device)
-    if model.source != "video":
-        raise ValueError(f"{tokenizer} encodes {model.source}, not videos; use it in Python, see `SignalTokenizer`")
     if "seed" in model.origin:
         note(f"{tokenizer} has random weights:", "the result cannot be used; give the folder of a trained tokenizer")
     fingerprint = model.fingerprint()

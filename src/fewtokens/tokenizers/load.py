@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
@@ -35,13 +35,10 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
     Raises:
         ValueError: no such folder, or it does not contain a tokenizer.
     """
-    path = Path(folder) if Path(folder).is_dir() else from_hub(str(folder))
-    content = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    path, content = _read_folder(folder)
     if "_class_name" in content:
         return load_released(path, content).to(pick_device(device)).eval()
-    if content.get("fewtokens_model") != "tokenizer":
-        raise ValueError(f"{folder}: not a folder of a tokenizer (config.json of kind tokenizer)")
-    config: _Config = conform(content.get("config"), _Config, f"{path / 'config.json'}: config")
+    config: _Config = content["config"]
     kind = get_preset(config["preset"]).kind if config["preset"] else Tokenizer
     tokenizer = kind.from_spec(config["spec"], window=config["window"])
     tokenizer.title = config["preset"]
@@ -50,6 +47,38 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
     files.check_fit(tokenizer.state_dict(), tensors, f"{folder}: does not fit {config['spec']!r}")
     tokenizer.load_state_dict(tensors)
     return tokenizer.to(pick_device(device)).eval()
+
+
+def _read_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Returns the local folder of a tokenizer and the checked content of its config.json."""
+    path = Path(folder) if Path(folder).is_dir() else from_hub(str(folder))
+    content = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if "_class_name" not in content:
+        if content.get("fewtokens_model") != "tokenizer":
+            raise ValueError(f"{folder}: not a folder of a tokenizer (config.json of kind tokenizer)")
+        conform(content.get("config"), _Config, f"{path / 'config.json'}: config")
+    return path, content
+
+
+def source_of(name: str | Path) -> str:
+    """Returns what a tokenizer encodes, see `Tokenizer.source`, without building it.
+
+    Args:
+        name: see `open_tokenizer`.
+
+    Raises:
+        ValueError: there is no such tokenizer.
+    """
+    preset = "" if ">" in str(name) else str(name)
+    if _is_saved(name):
+        content = _read_folder(name)[1]
+        preset = "" if "_class_name" in content else content["config"]["preset"]
+    return get_preset(preset).source if preset else Tokenizer.source
+
+
+def _is_saved(name: str | Path) -> bool:
+    """Whether this names a folder or a hub id, not a preset or spec."""
+    return Path(name).is_dir() or ("/" in str(name) and ">" not in str(name))
 
 
 def open_tokenizer(
@@ -66,7 +95,6 @@ def open_tokenizer(
     Raises:
         ValueError: there is no such tokenizer.
     """
-    text = str(name)
-    if Path(text).is_dir() or ("/" in text and ">" not in text):
+    if _is_saved(name):
         return load_tokenizer(name, device=device)
-    return create_tokenizer(text, tiny=tiny, seed=seed).to(pick_device(device)).eval()
+    return create_tokenizer(str(name), tiny=tiny, seed=seed).to(pick_device(device)).eval()
