@@ -12,6 +12,7 @@ from fewtokens.core.hub import from_hub
 from fewtokens.core.plain import conform
 from fewtokens.encoders.devices import pick_device
 from fewtokens.encoders.weights import read_json
+from fewtokens.tokenizers.blocks.saved_networks import build_from
 from fewtokens.tokenizers.preset import create_tokenizer, get_preset
 from fewtokens.tokenizers.released import load_released
 from fewtokens.tokenizers.tokenizer import Tokenizer
@@ -40,7 +41,9 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
         return load_released(path, content).to(pick_device(device)).eval()
     config: _Config = content["config"]
     kind = get_preset(config["preset"]).kind if config["preset"] else Tokenizer
-    tokenizer = kind.from_spec(config["spec"], window=config["window"])
+    networks = conform(content.get("networks", {}), dict[str, dict[str, Any]], f"{path / 'config.json'}: networks")
+    with build_from(networks):
+        tokenizer = kind.from_spec(config["spec"], window=config["window"])
     tokenizer.title = config["preset"]
     tokenizer.origin = {"folder": str(path.resolve() if Path(folder).is_dir() else folder)}
     tensors, _ = files.load(path / "model.safetensors", "tokenizer")

@@ -22,6 +22,7 @@ from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
+from fewtokens.tokenizers.blocks.saved_networks import configs_of
 from fewtokens.tokenizers.parts import Decoder, VideoEncoder, to_signed
 from fewtokens.tokenizers.registry import build_parts, spec_of
 
@@ -372,6 +373,9 @@ class Tokenizer(Pushable, nn.Module):
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
         """Writes config.json and model.safetensors, both or neither.
 
+        They contain the config and weights of pretrained networks inside the tokenizer, which are then not needed to
+        load it.
+
         Args:
             folder: created if needed.
             meta: JSON values to store next to the config, such as training settings.
@@ -381,8 +385,12 @@ class Tokenizer(Pushable, nn.Module):
         """
         with files.atomic_folder(folder, last="config.json") as temporary:
             files.save(temporary / "model.safetensors", "tokenizer", self.state_dict(), {"spec": self.spec})
-            config = {"spec": self.spec, "window": self.window, "preset": self.title}
-            files.write_json(temporary / "config.json", {"fewtokens_model": "tokenizer", "config": config, **meta})
+            content = {
+                "fewtokens_model": "tokenizer",
+                "config": {"spec": self.spec, "window": self.window, "preset": self.title},
+                "networks": configs_of(self),
+            }
+            files.write_json(temporary / "config.json", {**content, **meta})
         return Path(folder)
 
 
