@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fewtokens.tokenizers import Tokenizer, create_tokenizer, load_tokenizer
+from fewtokens.tokenizers.parts import to_signed
 from fewtokens.video import synthetic
 
 SPEC = "tubelet(24, stride=(2, 8, 8)) | fsq((8, 5, 5)) > tubelet(stride=(2, 8, 8))"
@@ -114,6 +115,17 @@ def test_training_overfits_two_clips():
         errors.append(float(loss.detach()))
     mean = (2 * clips - 2 * clips.mean((0, 1), keepdim=True)).square().mean()
     assert errors[-1] < float(mean) / 2
+
+
+def test_a_training_step_checks_the_range_of_frames_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr("fewtokens.tokenizers.parts.to_signed", lambda x: calls.append(x) or to_signed(x))
+    video = frames()[None]
+    step = build().train()(video)
+    assert len(calls) == 1
+    assert torch.allclose(step.target, video.float() / 127.5 - 1, atol=1e-6)
+    with pytest.raises(ValueError, match="divide by 255"):
+        build().train()(video.float())
 
 
 class TestRefusals:

@@ -22,8 +22,9 @@ from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.frames import to_unit
 from fewtokens.tokenizers.blocks.saved_networks import configs_of
-from fewtokens.tokenizers.parts import Decoder, VideoEncoder, to_signed
+from fewtokens.tokenizers.parts import Decoder, VideoEncoder
 from fewtokens.tokenizers.registry import build_parts, spec_of
 
 
@@ -59,11 +60,13 @@ class Reconstruction:
         frames: [B,T,3,H,W], about -1..1, with a gradient; None for a decoder that is not trained by reconstruction.
         tokens: the tokens that were decoded.
         losses: scalar losses of the methods, of the decoder and of the tokenizer itself, by name, to be summed.
+        target: what `frames` are compared with, in -1..1; None if `frames` is.
     """
 
     frames: Tensor | None
     tokens: Tokens
     losses: dict[str, Tensor]
+    target: Tensor | None = None
 
     __repr__ = shape_repr
 
@@ -333,14 +336,19 @@ class Tokenizer(Pushable, nn.Module):
         Args:
             frames: [B,T,3,H,W] of an accepted size (uint8, or float in 0..1).
         """
-        target = to_signed(frames.to(self.device))
-        tokens = self._encode((target + 1) / 2)
+        unit, target = self._convert(frames)
+        tokens = self._encode(unit)
         losses = dict(tokens.aux)
         own = self.decoder.losses(tokens, target)
         decoded = self._decode(tokens) if own is None else None
         losses |= own or {}
         losses |= self.extra_losses(target, tokens, decoded)
-        return Reconstruction(decoded, tokens, losses)
+        return Reconstruction(decoded, tokens, losses, None if decoded is None else target)
+
+    def _convert(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames for training in 0..1, for the encoder, which checks their range, and in -1..1, the target."""
+        unit = to_unit(frames.to(self.device))
+        return unit, 2 * unit - 1
 
     def extra_losses(self, frames: Tensor, tokens: Tokens, decoded: Tensor | None) -> dict[str, Tensor]:
         """Returns further losses, such as feature distillation; none by default.

@@ -26,7 +26,6 @@ from fewtokens.evaluation.reconstruction.metrics import psnr
 from fewtokens.methods.ops.codes import usage
 from fewtokens.show.run_page import write_run_page
 from fewtokens.show.strips import draw_strips
-from fewtokens.tokenizers.parts import to_signed
 from fewtokens.tokenizers.tokenizer import Tokenizer
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, footage_input
@@ -71,7 +70,7 @@ class ReconstructionObjective:
             frames = frames[torch.arange(len(frames)), index][:, None]
         result = model(frames)
         losses = dict(result.losses)
-        target = to_signed(frames)
+        target = result.target
         if result.frames is not None:
             losses["pixel"] = pixel_loss(recipe.pixel, result.frames, target)
             if self.perceptual is not None:
