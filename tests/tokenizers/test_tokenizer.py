@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fewtokens.tokenizers import Tokenizer, create_tokenizer, load_tokenizer
+from fewtokens.tokenizers import Tokenizer, create_tokenizer, get_preset, load_tokenizer
 from fewtokens.tokenizers.parts import to_signed
 from fewtokens.video import synthetic
 
@@ -161,6 +161,18 @@ class TestRefusals:
             build().encode(frames().float() / 255 * scale)
         with pytest.raises(ValueError, match="rescale"):
             build().encode(frames().float() / 127.5 - 1)
+
+    @pytest.mark.parametrize("name", ["larp", "atoken", "coordtok", "vitok", "magvit", "moto", "divot", "cdt", "v2l"])
+    def test_frames_of_another_size_in_training(self, name):
+        tokenizer = create_tokenizer(name, tiny=True)
+        length, height, width = get_preset(name).tiny_clip
+        for size in ((length + 1, height, width), (length, height, width + 1)):
+            if tokenizer.encoder.padded(*size) == size:
+                continue
+            with pytest.raises(ValueError, match=r"accepts .* the next accepted size is"):
+                tokenizer(torch.rand(1, size[0], 3, *size[1:]))
+        with pytest.raises(ValueError, match=r"must be \[B,T,3,H,W\]"):
+            tokenizer(torch.rand(length, 3, height, width))
 
     def test_unknown_preset(self):
         with pytest.raises(ValueError, match="no tokenizer named"):

@@ -102,8 +102,8 @@ class VideoEncoder(Strided, Spec, Encoder):
         """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1); returns no cues."""
         if needs or pixel_methods or block_methods:
             raise ValueError(f"{self.name} provides no cues, and methods can act only after it")
-        latents = self.latents(to_signed(frames.to(self.device)).to(self.dtype).transpose(1, 2))
         grid = self.grid(frames.shape[1], frames.shape[3], frames.shape[4], times)
+        latents = self.latents(to_signed(frames.to(self.device)).to(self.dtype).transpose(1, 2))
         return Tokens.from_cells(latents.flatten(2).transpose(1, 2), grid), {}
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:

@@ -335,6 +335,9 @@ class Tokenizer(Pushable, nn.Module):
 
         Args:
             frames: [B,T,3,H,W] of an accepted size (uint8, or float in 0..1).
+
+        Raises:
+            ValueError: frames of another size, shape or range.
         """
         unit, target = self._convert(frames)
         tokens = self._encode(unit)
@@ -346,8 +349,15 @@ class Tokenizer(Pushable, nn.Module):
         return Reconstruction(decoded, tokens, losses, None if decoded is None else target)
 
     def _convert(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames for training in 0..1, for the encoder, which checks their range, and in -1..1, the target."""
+        """Frames for training in 0..1, for the encoder, which checks their range, and in -1..1, the target.
+
+        Raises:
+            ValueError: they do not have a size that the encoder accepts.
+        """
         unit = to_unit(frames.to(self.device))
+        if unit.ndim != 5:
+            raise ValueError(f"frames must be [B,T,3,H,W], got {list(unit.shape)}")
+        self.encoder.grid(unit.shape[1], unit.shape[3], unit.shape[4])
         return unit, 2 * unit - 1
 
     def extra_losses(self, frames: Tensor, tokens: Tokens, decoded: Tensor | None) -> dict[str, Tensor]:
