@@ -157,6 +157,15 @@ class Tokenizer(Pushable, nn.Module):
         """The number of values of each code of a token; () for continuous tokens."""
         return () if self.quantizer is None else tuple(self.quantizer.codebook_sizes)
 
+    def codes_by_book(self, tokens: Tokens) -> tuple[Tensor, tuple[int, ...]]:
+        """Returns the codes of all real tokens with a column per codebook, int64 [n,K], and the K sizes.
+
+        See `Quantizer.codes_by_book`; -1 is no code.
+        """
+        assert self.quantizer is not None, "continuous tokens have no codes"
+        codes, sizes = self.quantizer.codes_by_book(tokens)
+        return codes[tokens.mask], sizes
+
     def fingerprint(self) -> str:
         """Returns the SHA-256 of spec, window, parameters and buffers; equal on every device."""
         digest = hashlib.sha256(f"{self.spec}\n{self.window}".encode())

@@ -129,9 +129,9 @@ class FixedClips:
         target = frames.float() / 255
         still = target.mean(1, keepdim=True).expand_as(target)
         scores = {"psnr": float(psnr(target, decoded).mean()), "psnr_mean_frame": float(psnr(target, still).mean())}
-        if (quantizer := model.quantizer) is not None:
-            codes = torch.cat([tokens.codes[tokens.mask] for tokens in encoded if tokens.codes is not None])
-            scores |= {"usage": effective_use(codes, quantizer.codebook_sizes)}
+        if model.quantizer is not None:
+            codes, sizes = zip(*map(model.codes_by_book, encoded), strict=True)
+            scores |= {"usage": effective_use(torch.cat(codes), sizes[0])}
         from accelerate import PartialState
 
         if PartialState().is_main_process:
@@ -145,13 +145,13 @@ class FixedClips:
 
 
 def effective_use(codes: Tensor, sizes: Sequence[int]) -> float:
-    """The perplexity of codes, divided by the largest possible one; the minimum over the codes of a token.
+    """The perplexity of codes, divided by the largest possible one; the minimum over the codebooks.
 
     Near 0 if a codebook has collapsed: n codes of a book of K entries can have a perplexity of min(n, K).
 
     Args:
-        codes: int64 [n,Q]; -1 for no code.
-        sizes: number of values of each of the Q codes.
+        codes: int64 [n,K], see `Tokenizer.codes_by_book`; -1 for no code.
+        sizes: number of entries of each of the K codebooks.
     """
     counts = (codes >= 0).sum(0)
     perplexity = usage(codes[None], sizes).perplexity

@@ -23,6 +23,11 @@ _COLUMNS = ("bits_per_pixel", "psnr", "ssim", "temporal_error", "flicker", "usag
 _NETWORKS = ("lpips", "rfid", "rfvd", "frechet_random3d")
 
 
+def _check_codecs(codecs: str) -> None:
+    if unknown := sorted(set(comma_separated(codecs)) - set(_CODECS)):
+        raise ValueError(f"--codecs must be of {', '.join(_CODECS)}, got {', '.join(unknown)}")
+
+
 def _each(check: Callable[[str], object]) -> Callable[[str], None]:
     """Returns the check of comma-separated names."""
 
@@ -78,6 +83,7 @@ def reconstruction(
             "for images.",
             rich_help_panel=PROTOCOL,
         ),
+        Check(_check_codecs),
     ] = None,
     lpips: Annotated[
         str | None,
@@ -148,8 +154,6 @@ def reconstruction(
     chosen = comma_separated(codecs) if codecs else []
     if not names:
         raise ValueError("--tokenizers must name at least one folder of a tokenizer")
-    if unknown := sorted(set(chosen) - set(_CODECS)):
-        raise ValueError(f"--codecs must be of {', '.join(_CODECS)}, got {', '.join(unknown)}")
     for video in videos:
         check_exists(video)
     from fewtokens.core.files import write_text

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
@@ -55,6 +56,12 @@ class BpeTokenizer(Tokenizer):
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         return (self._size + len(self._fitted),)
+
+    def codes_by_book(self, tokens: Tokens) -> tuple[Tensor, tuple[int, ...]]:
+        if not len(self._fitted):
+            return super().codes_by_book(tokens)
+        assert tokens.codes is not None
+        return tokens.codes[tokens.mask], self.codebook_sizes
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer) -> BpeTokenizer:
