@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from fewtokens.cli.batch import Batch
 from fewtokens.cli.command import verb
-from fewtokens.cli.console import fail, log, note
+from fewtokens.cli.console import log, note
 from fewtokens.cli.errors import check_exists
 from fewtokens.cli.options import (
     ENCODER,
@@ -34,9 +35,7 @@ from fewtokens.cli.resume import (
     report_damaged,
     source_now,
     token_files,
-    write_failures,
 )
-from fewtokens.cli.tables import print_json
 from fewtokens.cli.video_parts import VideoParts
 
 if TYPE_CHECKING:
@@ -136,35 +135,25 @@ def encode(
         "reading": {"frames": frames, "fps": fps, "size": size}, "packed": packed, "half": half,
         "fingerprint": fingerprint,
     }  # fmt: skip
-    done: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
+    batch = Batch(len(jobs), "video", target)
     with progress("frames" if single else "videos", None if single else len(jobs)) as advance:
         for number, (video, path) in enumerate(jobs):
             try:
                 writer = EncodedWriter(model, packed=packed, half=half, fingerprint=fingerprint)
                 row = _encode_file(model, writer, video, path, request, overwrite, advance if single else None)
             except (ValueError, OSError) as error:
-                if single:
-                    raise
-                fail(error)
-                failed.append({"video": str(video), "error": " ".join(str(error).split())})
+                batch.fail(video, error)
             else:
-                done.append(row)
+                batch.done.append(row)
                 if not as_json:
                     _print_row(row)
             if not single:
                 advance(number + 1)
-    if wds is not None and done:
-        outputs = [Path(row["out"]) for row in done]
+    if wds is not None and batch.done:
+        outputs = [Path(row["out"]) for row in batch.done]
         keys = [name.replace(".", "_") for name in distinct_names(outputs)]
         write_webdataset(wds, zip(keys, outputs, strict=True))
-    if not single:
-        write_failures(target / "failed.jsonl", failed)
-    if as_json:
-        print_json({"done": done, "failed": failed})
-    if failed:
-        log.print(f"{len(failed)} of {len(jobs)} videos failed; see {escape(str(target / 'failed.jsonl'))}")
-        raise typer.Exit(1)
+    batch.finish(as_json)
 
 
 def _encode_file(

@@ -2,7 +2,7 @@
 
 In addition to the files of `fit` (see `fewtokens.train.loop`) the output directory contains
 
-    reconstructions.png   the middle frames of fixed clips: original, reconstruction, difference
+    reconstructions.png   the middle frames of fixed clips: original, reconstruction, error
     index.html            curves, reconstructions and numbers on one page
 
 and metrics.jsonl contains, for each evaluation, scores on fixed clips: psnr in dB, and that of the mean frame of each
@@ -25,6 +25,7 @@ from fewtokens.data.pairs import PairData, collate_pairs, first_valid_sample
 from fewtokens.evaluation.reconstruction.metrics import psnr
 from fewtokens.methods.ops.codes import usage
 from fewtokens.show.run_page import write_run_page
+from fewtokens.show.side_by_side import rows_of
 from fewtokens.show.strips import draw_strips
 from fewtokens.tokenizers.tokenizer import Tokenizer
 from fewtokens.train.curves import draw_curves
@@ -137,10 +138,10 @@ class FixedClips:
         if PartialState().is_main_process:
             middle = frames.shape[1] // 2
             original, result = frames[:, middle].cpu(), (decoded[:, middle].cpu() * 255).round().byte()
-            error = (original.int() - result.int()).abs().mul(4).clamp(max=255).byte()
-            rows = [("original", original), ("reconstruction", result), ("difference x 4", error)]
             caption = "The middle frame of fixed clips, which are not trained on if a list for evaluation is given."
-            draw_strips(rows, self.out / "reconstructions.png", title="Reconstructions", caption=caption)
+            draw_strips(
+                rows_of(original, result), self.out / "reconstructions.png", title="Reconstructions", caption=caption
+            )
         return scores
 
 
@@ -257,7 +258,7 @@ def write_report(out: Path, recipe: TokenizerRecipe, report: Report) -> Path:
         numbers=last,
         images=[
             ("Losses and scores", caption, out / "curves.png"),
-            ("Fixed clips", "Middle frames: original, reconstruction, difference.", out / "reconstructions.png"),
+            ("Fixed clips", "Middle frames: original, reconstruction, error.", out / "reconstructions.png"),
         ],
         settings=plain(recipe),
     )
