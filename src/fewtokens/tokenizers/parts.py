@@ -72,7 +72,7 @@ class VideoEncoder(Strided, Spec, Encoder):
         """Encodes frames [B,3,T,H,W] in -1..1 to the features of all cells, [B,C,T',H',W']."""
 
     def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Encodes the next frames of a video; the concatenated results equal `latents` of the whole.
+        """Encodes the next frames of a video; the concatenated results equal `latents` of the whole up to rounding.
 
         Args:
             x: [B,3,T,H,W] in -1..1. The first chunk has an accepted number of frames, later ones a multiple of the
@@ -164,7 +164,7 @@ class Decoder(Strided, Spec, nn.Module, ABC):
         return None
 
     def step(self, tokens: Tokens, state: Any = None) -> tuple[Tensor, Any]:
-        """Decodes the next tokens of a video; the concatenated frames equal those of the whole.
+        """Decodes the next tokens of a video; the concatenated frames equal those of the whole up to rounding.
 
         Args:
             tokens: the tokens of the next rows of cells in time.

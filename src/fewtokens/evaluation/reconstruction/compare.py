@@ -171,7 +171,7 @@ def score_tokenizer(
     """
     rows, codes, seconds, frames = [], [], [], []
     books: tuple[int, ...] = ()
-    # Chunks are those of encoding in bounded memory, which equals encoding the whole.
+    # Chunks are those of encoding in bounded memory, which equals encoding the whole up to rounding.
     first, later = chunk_frames(tokenizer) or (None, None)
     for number, clip in enumerate(clips):
         start = time.perf_counter()
