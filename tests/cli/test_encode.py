@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fewtokens.tokenizers import Tokenizer, load_tokenizer
+from fewtokens.methods.ops.codes import codes_to_signs
+from fewtokens.tokenizers import Tokenizer, create_tokenizer, load_tokenizer
 from fewtokens.tokenizers.files import read_encoded, read_header
+from fewtokens.tokenizers.tokenizer import pad
 from fewtokens.video import read, synthetic, write
 from tests.cli.test_command import error_line, quick
 
@@ -56,8 +58,11 @@ def test_a_trained_tokenizer(clip, folder, tmp_path):
     assert again.frames.shape == (11, 3, 40, 56) and again.interval == pytest.approx(0.1)
     tokenizer = load_tokenizer(folder, device="cpu")
     stored = read_encoded(out, tokenizer)
-    # In chunks a product may round differently, so that a value at the border of two codes changes.
-    assert (stored.codes == tokenizer.encode(read(clip)).codes).float().mean() > 0.98
+    # Libraries choose algorithms by size, so chunks may round differently, and a bit differs where its value is near 0.
+    frames = read(clip).frames
+    values = tokenizer.quantizer.project_in(tokenizer.encoder(pad(frames[None], (12, 40, 56)))[0].features)
+    differ = codes_to_signs(stored.codes, 10) != values.sign()
+    assert values[differ].abs().lt(1e-5).all() and differ.float().mean() < 0.01
     expected = tokenizer.decode(stored)[0]
     brightness = torch.stack([again.frames.float().mean(1).flatten(), expected.mean(1).flatten()])
     assert torch.corrcoef(brightness)[0, 1] > 0.7  # the codec is lossy, and the video is like noise
@@ -163,6 +168,13 @@ class TestErrors:
         words = ("encode", clip, "--tokenizer", folder, "--out", tmp_path / "a.safetensors", "--device", "cpu")
         assert "half has no effect" in error_line(quick(*words, "--half", code=2))
         assert not list(tmp_path.iterdir())
+
+    def test_a_tokenizer_of_another_signal_is_refused_before_it_is_built(self, clip, tmp_path, monkeypatch):
+        saved = create_tokenizer("wavtokenizer", tiny=True).save_pretrained(tmp_path / "audio")
+        monkeypatch.setattr("fewtokens.tokenizers.load.open_tokenizer", None)
+        for name in ("wavtokenizer", saved):
+            line = error_line(quick("encode", clip, "--tokenizer", name, "--out", tmp_path / "a.safetensors", code=2))
+            assert "encodes audio, not videos" in line
 
     def test_other_weights(self, encoded, tmp_path):
         other = Tokenizer.from_spec(SPEC).save_pretrained(tmp_path / "other")

@@ -80,7 +80,13 @@ SAMPLES = {
     ("train classify", "test set"): "vit_s16 --data D --val V --out o",
 }  # fmt: skip
 # Values of options that are checked before anything runs; others accept any text.
-VALUES = {"--device": "cpu", "--dtype": "float32", "--with": "uniform", "--tokenizer": "tubelet > tubelet"}
+VALUES = {
+    "--device": "cpu",
+    "--dtype": "float32",
+    "--with": "uniform",
+    "--tokenizer": "tubelet > tubelet",
+    "--codecs": "jpeg",
+}
 MODES = [(" ".join(names), mode.name) for names in every_verb() for mode in find(*names).modes]
 
 

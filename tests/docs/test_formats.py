@@ -100,9 +100,10 @@ def printed(tmp_path_factory) -> dict[str, list[Any]]:
     trained = Tokenizer.from_spec(spec).save_pretrained(folder / "trained")
     few = ("--frames", 2, "--size", 16, "--codecs", "", "--random3d", "--shrinkage", 0.5, "--clips", 2)
     found["eval reconstruction"] = [run("eval", "reconstruction", clip, "--tokenizers", trained, *few, "--json")]
+    found["train bpe"] = [run("train", "bpe", code, "--out", folder / "merged", "--json")]
     found["encoded videos"] = [dict(read_header(code))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fewtokens.cli.tokenizers.tokenizer_names", lambda: ["bpe"])
+        patch.setattr("fewtokens.cli.tokenizers.part_names", lambda kind: ("bpe",))
         found["tokenizers"] = [run("tokenizers", "--json")]
     name = run("tokenizers", "bpe", "--json")
     assert name.keys() >= found["tokenizers"][0][0].keys()

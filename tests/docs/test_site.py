@@ -197,7 +197,7 @@ def test_every_public_name_is_in_the_reference():
         elif not any(
             name in documented_constants(module) and getattr(importlib.import_module(module), name) is value
             for module in modules
-            if module.startswith(package)
+            if module.startswith((package, "fewtokens.core."))
         ):
             missing.append(f"{package}.{name}: a constant without a docstring below it, or in no page")
     assert missing == []

@@ -581,8 +581,8 @@ class TestCommand:
             assert refused.exit_code == 2 and "streams" in refused.output
 
     def test_an_unknown_preset(self, parts, conversations, tmp_path):
-        refused = self.run("train", "video-llm", "--data", conversations / "train.jsonl", "--encoder", "none", "--llm",
-                           "none", "--streams", "fast", "--out", tmp_path / "run")  # fmt: skip
+        refused = self.run("train", "video-llm", "--data", conversations / "train.jsonl", "--encoder", parts / "vit",
+                           "--llm", parts / "llm", "--streams", "fast", "--out", tmp_path / "run")  # fmt: skip
         assert refused.exit_code == 2
         assert "streams must be one of slow_fast, crosslmm, vista_llama, vamba" in " ".join(refused.output.split())
         assert not (tmp_path / "run").exists()

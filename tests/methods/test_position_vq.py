@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from fewtokens.core.grid import Grid
+from fewtokens.core.tokens import Tokens
+from fewtokens.evaluation.reconstruction.metrics import code_health
+from fewtokens.methods.ops.codes import usage
 from fewtokens.methods.quantizers.position_vq import PositionVq
 
 
@@ -25,6 +30,25 @@ def test_the_nearest_entry_of_the_codebook_of_the_cell(groups):
         expected = (x[:, cell, None] - table).square().sum(-1).argmin(-1)
         assert torch.equal(codes[:, cell, 0], expected)
         assert torch.equal(features[:, cell], table[expected])
+
+
+def test_the_use_of_each_codebook():
+    """Codebook 0 has collapsed, which the codes of all cells together do not show."""
+    method = build(2)
+    codes = torch.arange(12).reshape(1, 12, 1).expand(2, -1, -1).clone()
+    codes[:, ::2] = 7
+    tokens = Tokens.from_cells(torch.zeros(2, 12, 4), Grid(2, 2, 3)).replace(codes=codes)
+    columns, sizes = method.codes_by_book(tokens)
+    assert sizes == (20, 20)
+    even = torch.tensor([0, 2, 4, 6, 8, 10])  # frames have 6 cells
+    assert torch.equal(columns[:, even, 0], codes[:, even, 0]) and bool((columns[:, even, 1] == -1).all())
+    assert torch.equal(columns[:, even + 1, 1], codes[:, even + 1, 0]) and bool((columns[:, even + 1, 0] == -1).all())
+    share, perplexity = usage(columns, sizes)
+    assert share.tolist() == pytest.approx([1 / 20, 6 / 20])
+    assert perplexity.tolist() == pytest.approx([1.0, 6.0])
+    health = code_health(columns, sizes)
+    assert health["bits_per_token"] == pytest.approx(math.log2(20))
+    assert health["entropy_bits"] == pytest.approx(math.log2(6) / 2)
 
 
 def test_groups_are_independent():

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from fewtokens.tokenizers import Tokenizer, create_tokenizer, load_tokenizer
+from fewtokens.tokenizers import Tokenizer, create_tokenizer, get_preset, load_tokenizer
+from fewtokens.tokenizers.parts import to_signed
 from fewtokens.video import synthetic
 
 SPEC = "tubelet(24, stride=(2, 8, 8)) | fsq((8, 5, 5)) > tubelet(stride=(2, 8, 8))"
@@ -116,6 +117,17 @@ def test_training_overfits_two_clips():
     assert errors[-1] < float(mean) / 2
 
 
+def test_a_training_step_checks_the_range_of_frames_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr("fewtokens.tokenizers.parts.to_signed", lambda x: calls.append(x) or to_signed(x))
+    video = frames()[None]
+    step = build().train()(video)
+    assert len(calls) == 1
+    assert torch.allclose(step.target, video.float() / 127.5 - 1, atol=1e-6)
+    with pytest.raises(ValueError, match="divide by 255"):
+        build().train()(video.float())
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("spec", "message"),
@@ -149,6 +161,18 @@ class TestRefusals:
             build().encode(frames().float() / 255 * scale)
         with pytest.raises(ValueError, match="rescale"):
             build().encode(frames().float() / 127.5 - 1)
+
+    @pytest.mark.parametrize("name", ["larp", "atoken", "coordtok", "vitok", "magvit", "moto", "divot", "cdt", "v2l"])
+    def test_frames_of_another_size_in_training(self, name):
+        tokenizer = create_tokenizer(name, tiny=True)
+        length, height, width = get_preset(name).tiny_clip
+        for size in ((length + 1, height, width), (length, height, width + 1)):
+            if tokenizer.encoder.padded(*size) == size:
+                continue
+            with pytest.raises(ValueError, match=r"accepts .* the next accepted size is"):
+                tokenizer(torch.rand(1, size[0], 3, *size[1:]))
+        with pytest.raises(ValueError, match=r"must be \[B,T,3,H,W\]"):
+            tokenizer(torch.rand(length, 3, height, width))
 
     def test_unknown_preset(self):
         with pytest.raises(ValueError, match="no tokenizer named"):

@@ -25,6 +25,7 @@ from fewtokens.cli.options import (
     MethodOptions,
     RunOptions,
     check_model,
+    find_model,
 )
 from fewtokens.cli.pipelines import make_methods
 from fewtokens.cli.progress import progress
@@ -44,7 +45,7 @@ ModelOption = Annotated[
         "--model", metavar="M", help="Video language model: hub id, or folder (also one written by train video-llm).",
         rich_help_panel=MODEL,
     ),
-    Check(check_model),
+    Check(check_model, find_model),
 ]  # fmt: skip
 ModelDtypeOption = Annotated[
     str | None,

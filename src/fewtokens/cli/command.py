@@ -99,10 +99,23 @@ class Verb:
         for mode in self.modes:
             if mode.chosen(context.params):
                 refuse(context, mode.unused, mode.why)
-        for parameter in self.parameters:
-            for part in getattr(parameter.annotation, "__metadata__", ()):
-                if isinstance(part, Check) and context.params[parameter.name] is not None:
-                    part.function(context.params[parameter.name])
+        for check, value in self._checks(context):
+            check.function(value)
+
+    def find(self, context: typer.Context) -> None:
+        """Raises ValueError if a model that an option names is not found."""
+        for check, value in self._checks(context):
+            if check.find is not None:
+                check.find(value)
+
+    def _checks(self, context: typer.Context) -> list[tuple[Check, Any]]:
+        """Returns the checks of the options with their values, if they have one."""
+        return [
+            (part, context.params[parameter.name])
+            for parameter in self.parameters
+            for part in getattr(parameter.annotation, "__metadata__", ())
+            if isinstance(part, Check) and context.params[parameter.name] is not None
+        ]
 
     def command(self, name: str, short_help: str) -> TyperCommand:
         """Returns the command that parses the command line and calls the function."""
@@ -110,6 +123,7 @@ class Verb:
         def run(context: typer.Context, debug: bool, **values: Any) -> None:
             with report_errors(debug):
                 self.check(context)
+                self.find(context)
                 if needs_context:
                     values["context"] = context
                 self.function(**self._pack(values))

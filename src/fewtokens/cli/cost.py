@@ -10,7 +10,18 @@ import typer
 
 from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import out
-from fewtokens.cli.options import INPUT, METHOD, MODEL, RUN, Check, DeviceOption, JsonOption, check_spec_lists, names_of
+from fewtokens.cli.options import (
+    INPUT,
+    METHOD,
+    MODEL,
+    RUN,
+    Check,
+    DeviceOption,
+    JsonOption,
+    check_network,
+    check_spec_lists,
+    names_of,
+)
 from fewtokens.cli.tables import print_json, table
 from fewtokens.core.keys import heading
 
@@ -122,7 +133,9 @@ def cost(
     few: LanguageOptions,
     time: TimeOptions,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="Names of networks, or folders of saved ones.")
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Names of networks, or folders of saved ones."),
+        Check(lambda names: [check_network(name) for name in names]),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

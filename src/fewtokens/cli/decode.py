@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from fewtokens.cli.batch import Batch
 from fewtokens.cli.command import verb
-from fewtokens.cli.console import fail, log
+from fewtokens.cli.console import log
 from fewtokens.cli.errors import check_exists, check_folder
-from fewtokens.cli.options import ENCODER, INPUT, OUTPUT, Check, DeviceOption, JsonOption, check_tokenizer
+from fewtokens.cli.options import (
+    ENCODER,
+    INPUT,
+    OUTPUT,
+    Check,
+    DeviceOption,
+    JsonOption,
+    check_tokenizer,
+    find_tokenizer,
+)
 from fewtokens.cli.progress import progress
-from fewtokens.cli.resume import distinct_names, unique_paths, write_failures
-from fewtokens.cli.tables import print_json
+from fewtokens.cli.resume import distinct_names, unique_paths
 from fewtokens.cli.tokenizer_files import StoredTokenizers
 from fewtokens.cli.video_parts import VideoParts
 
@@ -53,7 +62,7 @@ def decode(
             help="Folder or hub id of the tokenizer, if it has moved. Default: that in the header of each file.",
             rich_help_panel=ENCODER,
         ),
-        Check(check_tokenizer),
+        Check(check_tokenizer, find_tokenizer),
     ] = None,
     original: Annotated[
         Path | None,
@@ -90,20 +99,16 @@ def decode(
         if target.exists() and target.samefile(original):
             raise ValueError(f"--out {target} is an input and would be overwritten; give another --out")
     open_once = StoredTokenizers(tokenizer, device)
-    done: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
+    batch = Batch(len(files), "file", target)
     with progress("frames" if len(files) == 1 else "files", None if len(files) == 1 else len(files)) as advance:
         for number, (file, name) in enumerate(zip(files, distinct_names(files), strict=True)):
             try:
                 output = target if single else target / f"{name}{_suffix(file)}"
                 row = _decode_file(file, output, original, open_once, advance if len(files) == 1 else None)
             except (ValueError, OSError) as error:
-                if len(files) == 1:
-                    raise
-                fail(error)
-                failed.append({"file": str(file), "error": " ".join(str(error).split())})
+                batch.fail(file, error)
             else:
-                done.append(row)
+                batch.done.append(row)
                 if not as_json:
                     quality = f"PSNR {row['psnr_db']:.2f} dB, " if "psnr_db" in row else ""
                     log.print(
@@ -114,13 +119,7 @@ def decode(
                     )
             if len(files) > 1:
                 advance(number + 1)
-    if len(files) > 1:
-        write_failures(target / "failed.jsonl", failed)
-    if as_json:
-        print_json({"done": done, "failed": failed})
-    if failed:
-        log.print(f"{len(failed)} of {len(files)} files failed; see {escape(str(target / 'failed.jsonl'))}")
-        raise typer.Exit(1)
+    batch.finish(as_json)
 
 
 def _suffix(file: Path) -> str:

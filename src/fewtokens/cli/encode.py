@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from fewtokens.cli.batch import Batch
 from fewtokens.cli.command import verb
-from fewtokens.cli.console import fail, log, note
+from fewtokens.cli.console import log, note
 from fewtokens.cli.errors import check_exists
 from fewtokens.cli.options import (
     ENCODER,
@@ -24,6 +25,7 @@ from fewtokens.cli.options import (
     RunOptions,
     VideosArgument,
     check_tokenizer,
+    find_tokenizer,
 )
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import (
@@ -33,9 +35,7 @@ from fewtokens.cli.resume import (
     report_damaged,
     source_now,
     token_files,
-    write_failures,
 )
-from fewtokens.cli.tables import print_json
 from fewtokens.cli.video_parts import VideoParts
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ TokenizerOption = Annotated[
         help="Folder or checkpoint of a trained tokenizer, or a hub id; or a preset or a spec, with random parameters.",
         rich_help_panel=ENCODER,
     ),
-    Check(check_tokenizer),
+    Check(check_tokenizer, find_tokenizer),
 ]
 
 
@@ -123,11 +123,11 @@ def encode(
     if wds is not None and wds.is_dir():
         raise ValueError(f"--wds must be a file, got the folder {wds}")
     from fewtokens.tokenizers.files import EncodedWriter, write_webdataset
-    from fewtokens.tokenizers.load import open_tokenizer
+    from fewtokens.tokenizers.load import open_tokenizer, source_of
 
+    if (source := source_of(tokenizer)) != "video":
+        raise ValueError(f"{tokenizer} encodes {source}, not videos; use it in Python, see `SignalTokenizer`")
     model = open_tokenizer(tokenizer, seed=run.seed, device=run.device)
-    if model.source != "video":
-        raise ValueError(f"{tokenizer} encodes {model.source}, not videos; use it in Python, see `SignalTokenizer`")
     if "seed" in model.origin:
         note(f"{tokenizer} has random weights:", "the result cannot be used; give the folder of a trained tokenizer")
     fingerprint = model.fingerprint()
@@ -135,35 +135,25 @@ def encode(
         "reading": {"frames": frames, "fps": fps, "size": size}, "packed": packed, "half": half,
         "fingerprint": fingerprint,
     }  # fmt: skip
-    done: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
+    batch = Batch(len(jobs), "video", target)
     with progress("frames" if single else "videos", None if single else len(jobs)) as advance:
         for number, (video, path) in enumerate(jobs):
             try:
                 writer = EncodedWriter(model, packed=packed, half=half, fingerprint=fingerprint)
                 row = _encode_file(model, writer, video, path, request, overwrite, advance if single else None)
             except (ValueError, OSError) as error:
-                if single:
-                    raise
-                fail(error)
-                failed.append({"video": str(video), "error": " ".join(str(error).split())})
+                batch.fail(video, error)
             else:
-                done.append(row)
+                batch.done.append(row)
                 if not as_json:
                     _print_row(row)
             if not single:
                 advance(number + 1)
-    if wds is not None and done:
-        outputs = [Path(row["out"]) for row in done]
+    if wds is not None and batch.done:
+        outputs = [Path(row["out"]) for row in batch.done]
         keys = [name.replace(".", "_") for name in distinct_names(outputs)]
         write_webdataset(wds, zip(keys, outputs, strict=True))
-    if not single:
-        write_failures(target / "failed.jsonl", failed)
-    if as_json:
-        print_json({"done": done, "failed": failed})
-    if failed:
-        log.print(f"{len(failed)} of {len(jobs)} videos failed; see {escape(str(target / 'failed.jsonl'))}")
-        raise typer.Exit(1)
+    batch.finish(as_json)
 
 
 def _encode_file(

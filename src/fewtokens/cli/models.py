@@ -9,14 +9,16 @@ from rich.markup import escape
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.console import out
-from fewtokens.cli.options import JsonOption
+from fewtokens.cli.options import Check, JsonOption, check_network
 from fewtokens.cli.tables import print_json, table
 
 
 @verb("fewtokens models", "fewtokens models tokenlearner_vit_b16_8at6")
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Name of a network, or folder of a saved one.")
+        str | None,
+        typer.Argument(metavar="NAME", help="Name of a network, or folder of a saved one."),
+        Check(check_network),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

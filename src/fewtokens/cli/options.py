@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from fewtokens.core.checks import check_device, check_dtype
-from fewtokens.core.hub import check_hub_id
+from fewtokens.core.hub import check_hub_id, check_on_hub
+from fewtokens.core.network_names import parse_name
 
 # Panels of --help, in order.
 PANELS = ("Input", "Encoder", "Model", "Method", "Protocol", "Training", "Output", "Run")
@@ -20,9 +20,16 @@ INPUT, ENCODER, MODEL, METHOD, PROTOCOL, TRAINING, OUTPUT, RUN = PANELS
 
 @dataclass(frozen=True)
 class Check:
-    """In the annotation of an option: raises ValueError for a wrong value, before the verb imports torch."""
+    """In the annotation of an option: raises ValueError for a wrong value, before the verb imports torch.
+
+    Attributes:
+        function: receives the value.
+        find: raises ValueError if what the value names does not exist. It may search the hub, so it is called only
+            when the verb runs, after all checks.
+    """
 
     function: Callable[[Any], object]
+    find: Callable[[Any], object] | None = None
 
 
 def check_specs(specs: str | Sequence[str]) -> None:
@@ -51,28 +58,45 @@ def check_model(name: str) -> None:
         check_hub_id(name)
 
 
-def tokenizer_names() -> list[str]:
-    """Returns the names of all presets of tokenizers, without importing torch."""
-    presets = Path(__file__).parents[1] / "tokenizers" / "presets"
-    return sorted(path.stem for path in presets.glob("[!_]*.py"))
+def find_model(name: str) -> None:
+    """Raises ValueError if a model, other than the encoder patches, is neither a file, nor a folder, nor on the hub."""
+    if name != "patches" and not Path(name).exists():
+        check_on_hub(name)
 
 
-def check_preset(name: str) -> None:
-    """Raises ValueError if there is no preset of this name; the message suggests similar names."""
-    if name not in tokenizer_names():
-        close = difflib.get_close_matches(name, tokenizer_names(), n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "list them with: fewtokens tokenizers"
-        raise ValueError(f"no tokenizer named {name!r}; {hint}")
+def check_network(name: str) -> None:
+    """Raises ValueError if a network is neither a folder nor a name that `fewtokens models` describes."""
+    if not Path(name).is_dir():
+        parse_name(name)
+
+
+def check_new_tokenizer(name: str) -> None:
+    """Raises ValueError if this is neither a preset of tokenizers nor a spec."""
+    from fewtokens.core.tokenizer_syntax import check_preset, check_spec
+
+    if ">" in name:
+        check_spec(name)
+    else:
+        check_preset(name)
+
+
+def _is_tokenizer_id(name: str) -> bool:
+    """Whether a tokenizer can only be on the hub."""
+    return ">" not in name and ("/" in name or name.startswith(".")) and not Path(name).exists()
 
 
 def check_tokenizer(name: str) -> None:
     """Raises ValueError if a tokenizer is neither a path, a spec, a preset nor the name of a folder on the hub."""
-    if ">" in name or Path(name).exists():
-        return
-    if "/" in name or name.startswith("."):
+    if _is_tokenizer_id(name):
         check_hub_id(name)
-    else:
-        check_preset(name)
+    elif ">" in name or not Path(name).exists():
+        check_new_tokenizer(name)
+
+
+def find_tokenizer(name: str) -> None:
+    """Raises ValueError if a tokenizer that can only be on the hub is not."""
+    if _is_tokenizer_id(name):
+        check_on_hub(name)
 
 
 VideosArgument = Annotated[list[Path], typer.Argument(metavar="VIDEO", help="Videos, images or folders of images.")]
@@ -168,7 +192,7 @@ class EncoderOptions:
             help="patches (pixels, no weights), a folder, or a hub id such as facebook/dinov2-small.",
             rich_help_panel=ENCODER,
         ),
-        Check(check_model),
+        Check(check_model, find_model),
     ] = "patches"
     dtype: DtypeOption = None
     batch: BatchOption = 32

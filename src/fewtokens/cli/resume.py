@@ -232,13 +232,3 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
             rest = rest[os.write(handle, rest) :]
     finally:
         os.close(handle)
-
-
-def write_failures(path: Path, failed: list[dict[str, str]]) -> None:
-    """Writes the failures of this run, or removes the list of an earlier one if there are none."""
-    from fewtokens.core.files import write_text
-
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    write_text(path, "".join(json.dumps(row) + "\n" for row in failed))

@@ -27,6 +27,7 @@ from fewtokens.cli.options import (
     RunOptions,
     check_specs,
     check_tokenizer,
+    find_tokenizer,
     names_of,
 )
 from fewtokens.cli.pipelines import PATCHES, check_reading, current_names, make_pipelines, read_video
@@ -127,7 +128,7 @@ def show(
             help="Folder or hub id of a tokenizer: draw its tokens. Default for encoded videos: that in the header.",
             rich_help_panel=ENCODER,
         ),
-        Check(check_tokenizer),
+        Check(check_tokenizer, find_tokenizer),
     ] = None,
     video: Annotated[
         Path | None,

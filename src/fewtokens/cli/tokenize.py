@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from fewtokens.cli.batch import Batch
 from fewtokens.cli.command import Mode, verb
-from fewtokens.cli.console import fail, log, note
+from fewtokens.cli.console import log, note
 from fewtokens.cli.errors import check_exists
 from fewtokens.cli.options import (
     INPUT,
@@ -29,8 +30,7 @@ from fewtokens.cli.options import (
 )
 from fewtokens.cli.pipelines import PATCHES, check_reading, current_names, make_pipeline, read_video, with_defaults
 from fewtokens.cli.progress import progress
-from fewtokens.cli.resume import check_request, check_source, report_damaged, source_now, token_files, write_failures
-from fewtokens.cli.tables import print_json
+from fewtokens.cli.resume import check_request, check_source, report_damaged, source_now, token_files
 from fewtokens.cli.tokenize_chunks import tokenize_chunks
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def tokenize(
     chunk_reading: dict[str, Any] = asdict(reading) | {"chunk": chunk, "events": events}
     del chunk_reading["frames"]
     files.sweep(jobs[0][1].parent)
-    done, failed = [], []
+    batch = Batch(len(jobs), "video", target)
     assert pipeline.encoder is not None
     unit = "videos" if not single else "seconds of video" if chunked else "frames"
     with progress(unit, None if single else len(jobs)) as advance, ExitStack() as threads:
@@ -124,26 +124,17 @@ def tokenize(
             try:
                 row = result()
             except (ValueError, OSError) as error:
-                if single:
-                    raise
-                fail(error)
-                failed.append({"video": str(video), "error": " ".join(str(error).split())})
+                batch.fail(video, error)
             else:
                 minimum = row.pop("minimum", None)
-                done.append(row)
+                batch.done.append(row)
                 if not as_json:
                     _print_row(row)
                 if minimum:
                     note("note:", minimum)
             if not single:
                 advance(number + 1)
-    if not single:
-        write_failures(target / "failed.jsonl", failed)
-    if as_json:
-        print_json({"done": done, "failed": failed})
-    if failed:
-        log.print(f"{len(failed)} of {len(jobs)} videos failed; see {escape(str(target / 'failed.jsonl'))}")
-        raise typer.Exit(1)
+    batch.finish(as_json)
 
 
 @contextmanager

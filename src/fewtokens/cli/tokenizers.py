@@ -9,9 +9,10 @@ from rich.markup import escape
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.console import out
-from fewtokens.cli.options import JsonOption, check_preset, tokenizer_names
+from fewtokens.cli.options import JsonOption
 from fewtokens.cli.progress import progress
 from fewtokens.cli.tables import print_json, table
+from fewtokens.core.tokenizer_syntax import check_preset, part_names
 
 if TYPE_CHECKING:
     from fewtokens.tokenizers import Layout, Preset, Tokenizer
@@ -39,7 +40,7 @@ def tokenizers(
             _show(row)
         return
     rows = []
-    names = tokenizer_names()
+    names = part_names("presets")
     with progress("tokenizers", len(names)) as advance:
         for number, each in enumerate(names):
             rows.append(describe(each))

@@ -39,6 +39,7 @@ TRAIN = {
     "rsp": "Pre-train an encoder to predict later frames with RSP.",
     "crop-mae": "Pre-train an encoder on crops of frames with CropMAE.",
     "tokenizer": "Train a tokenizer, which encodes videos and decodes them.",
+    "bpe": "Merge frequent pairs of a tokenizer's codes into new ones.",
     "frames": "Decode videos before pre-training, to read them faster.",
     "video-llm": "Train a video language model from an encoder and an LLM.",
     "token-dynamics": "Train a compressor in a trained video language model.",

@@ -52,6 +52,18 @@ def check_hub_id(name: str) -> None:
         raise ValueError(f"no such folder: {name}")
 
 
+def check_on_hub(name: str) -> None:
+    """Raises the error of `from_hub` if a repository is neither in the local cache nor on the hub; without torch."""
+    check_hub_id(name)
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        snapshot_download(name, local_files_only=True)
+    except (ImportError, HFValidationError, LocalEntryNotFoundError):
+        from_hub(name, ("config.json",))
+
+
 class Pushable:
     """A mixin that adds `push_to_hub` to a class with `save_pretrained`."""
 

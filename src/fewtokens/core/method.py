@@ -448,6 +448,20 @@ class Quantizer(Method):
         features = self.lookup(tokens.codes, *self._grids(tokens)).to(tokens.features.dtype)
         return tokens.replace(features=features.masked_fill(~tokens.mask[..., None], 0))
 
+    def codes_by_book(self, tokens: Tokens) -> tuple[Tensor, tuple[int, ...]]:
+        """Separates codes by codebook, to measure how each is used.
+
+        The default is the codes themselves; a quantizer in which tokens use different codebooks overrides it.
+
+        Args:
+            tokens: tokens with codes of this method.
+
+        Returns:
+            Codes [B,N,K], -1 where a token does not use a codebook, and the sizes of the K codebooks.
+        """
+        assert tokens.codes is not None
+        return tokens.codes, tuple(self.codebook_sizes)
+
     @property
     def _code_bits(self) -> Tensor:
         return torch.tensor(self.codebook_sizes, dtype=torch.float64).log2()

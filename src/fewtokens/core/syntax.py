@@ -60,14 +60,22 @@ def external() -> dict[str, EntryPoint]:
 
 @cache
 def parameters(name: str) -> tuple[str, ...] | None:
-    """Returns the parameters of a method's constructor, read from its source without importing it.
-
-    None if another package defines it, or a class of another file.
-    """
+    """Returns the arguments of a method, see `constructor_arguments`; None if another package defines it."""
     kinds = [kind for kind in (*KINDS, LAYER_KIND) if name in folder(kind)]
-    if not kinds:
-        return None
-    tree = ast.parse((Path(methods.__path__[0]) / kinds[0] / f"{name}.py").read_text(encoding="utf-8"))
+    return constructor_arguments(Path(methods.__path__[0]) / kinds[0] / f"{name}.py", name) if kinds else None
+
+
+def constructor_arguments(path: Path, name: str) -> tuple[str, ...] | None:
+    """Returns the parameters of a constructor, read from its source without importing it.
+
+    Args:
+        path: source file.
+        name: name of the class in snake case.
+
+    Returns:
+        Their names, or None if the file does not define the class, or not its constructor.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     own = [node for node in classes if node.name.lower() == name.replace("_", "")]
     inits = [node for part in own for node in part.body if getattr(node, "name", "") == "__init__"]

@@ -21,6 +21,7 @@ from fewtokens.core import registry
 from fewtokens.core.grid import Grid
 from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import Method
+from fewtokens.core.network_names import ATTENTION
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.config import ViTConfig
 from fewtokens.encoders.frames import normalize, to_unit
@@ -31,7 +32,6 @@ from fewtokens.networks.attention import FactorizedDotBlock, FactorizedSelfBlock
 from fewtokens.networks.base import Model
 from fewtokens.networks.token_fuser import FUSERS, TokenFuser
 
-ATTENTION = ("joint", "factorized_encoder", "factorized_self", "factorized_dot")
 HEADS = ("gap", "gmp", "gsp", "token")
 
 # Receives the name and the value of an intermediate output.

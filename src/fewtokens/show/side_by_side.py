@@ -22,6 +22,11 @@ _NARROW = 256
 _MARGIN, _GAP, _LABEL, _TEXT = 12, 8, 17, 15
 
 
+def rows_of(originals: Tensor, decoded: Tensor) -> list[tuple[str, Tensor]]:
+    """Returns original, reconstruction and amplified error with labels, for `draw_strips`; all uint8 [n,3,H,W]."""
+    return list(zip(LABELS, (originals, decoded, error_map(originals, decoded)), strict=True))
+
+
 class Panels:
     """Draws images of one size in a row, with a label above each and text below, frame by frame.
 
@@ -90,7 +95,7 @@ def write_side_by_side(
         indices = spread(length, _MOST)
         chosen = [pair for number, pair in enumerate(scored()) if number in indices]
         originals, decoded = (torch.stack(images) for images in zip(*chosen, strict=True))
-        rows = zip(LABELS, (originals, decoded, error_map(originals, decoded)), strict=True)
+        rows = rows_of(originals, decoded)
         mean = sum(scores) / len(scores)
         shown = "" if length == 1 else f"Frames {', '.join(str(index + 1) for index in indices)} of {length}. "
         draw_strips(
@@ -103,7 +108,7 @@ def write_side_by_side(
         panels = None
         for number, (original, decoded) in enumerate(scored()):
             panels = panels or Panels(LABELS, (original.shape[-2], original.shape[-1]), caption)
-            images = [original, decoded, error_map(original[None], decoded[None])[0]]
+            images = [row[0] for _, row in rows_of(original[None], decoded[None])]
             yield panels.draw(images, f"frame {number + 1} of {length}, PSNR {scores[-1]:.2f} dB")[None]
 
     from fewtokens.video import write

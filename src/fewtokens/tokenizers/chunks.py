@@ -1,4 +1,7 @@
-"""Long videos in bounded memory: encoding and decoding chunk by chunk, with the result of the whole.
+"""Long videos in bounded memory: encoding and decoding chunk by chunk, with the result of the whole up to rounding.
+
+Libraries choose the algorithm of a product or convolution by its size: that of one row of tokens already differs from
+the same row among others by about 1e-7. So a value at the border between two codes may get the other code.
 
 writer = EncodedWriter(tokenizer)
 for tokens in encode_chunks(tokenizer, fewtokens.stream("long.mp4", chunk=32)):

@@ -13,6 +13,7 @@ from fewtokens.core.hub import from_hub
 from fewtokens.core.plain import conform
 from fewtokens.encoders.devices import pick_device
 from fewtokens.encoders.weights import read_json
+from fewtokens.tokenizers.blocks.saved_networks import build_from
 from fewtokens.tokenizers.preset import create_tokenizer, get_preset
 from fewtokens.tokenizers.released import find_checkpoint, is_released, load_checkpoint, load_released
 from fewtokens.tokenizers.tokenizer import Tokenizer
@@ -39,26 +40,26 @@ def load_tokenizer(folder: str | Path, *, device: str | torch.device = "auto") -
     Raises:
         ValueError: no such folder, or it does not contain a tokenizer.
     """
-    path = _locate(folder)
-    checkpoint = find_checkpoint(path)
-    content = {} if checkpoint else read_json(path / "config.json")
-    if checkpoint:
+    path, content = _read_config(folder)
+    if not content:
+        checkpoint = find_checkpoint(path)
+        assert checkpoint is not None
         tokenizer = load_checkpoint(checkpoint)
     elif content.get("fewtokens_model") == "tokenizer":
         tokenizer = _load_own(path, content, str(folder))
-    elif is_released(content):
-        tokenizer = load_released(path, content)
     else:
-        raise ValueError(f"{folder}: not a folder of a tokenizer (config.json of kind tokenizer)")
+        tokenizer = load_released(path, content)
     tokenizer.origin = {"folder": str(path.resolve() if Path(folder).exists() else folder)}
     return tokenizer.to(pick_device(device)).eval()
 
 
 def _load_own(path: Path, content: dict[str, Any], where: str) -> Tokenizer:
     """Loads a folder of `Tokenizer.save_pretrained`."""
-    config: _Config = conform(content.get("config"), _Config, f"{path / 'config.json'}: config")
+    config: _Config = content["config"]
     kind = get_preset(config["preset"]).kind if config["preset"] else Tokenizer
-    tokenizer = kind.from_spec(config["spec"], window=config["window"])
+    networks = conform(content.get("networks", {}), dict[str, dict[str, Any]], f"{path / 'config.json'}: networks")
+    with build_from(networks):
+        tokenizer = kind.from_spec(config["spec"], window=config["window"])
     tokenizer.title = config["preset"]
     tensors, _ = files.load(path / "model.safetensors", "tokenizer")
     files.check_fit(tokenizer.state_dict(), tensors, f"{where}: does not fit {config['spec']!r}")
@@ -72,6 +73,41 @@ def _locate(folder: str | Path) -> Path:
         return Path(folder)
     path = from_hub(str(folder))
     return path if (path / "config.json").is_file() else from_hub(str(folder), [f"*{suffix}" for suffix in SUFFIXES])
+
+
+def _read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Returns the local path of a tokenizer and the checked content of its config.json, empty for a checkpoint."""
+    path = _locate(folder)
+    if find_checkpoint(path):
+        return path, {}
+    content = read_json(path / "config.json")
+    if content.get("fewtokens_model") == "tokenizer":
+        conform(content.get("config"), _Config, f"{path / 'config.json'}: config")
+    elif not is_released(content):
+        raise ValueError(f"{folder}: not a folder of a tokenizer (config.json of kind tokenizer)")
+    return path, content
+
+
+def source_of(name: str | Path) -> str:
+    """Returns what a tokenizer encodes, see `Tokenizer.source`, without building it.
+
+    Args:
+        name: see `open_tokenizer`.
+
+    Raises:
+        ValueError: there is no such tokenizer.
+    """
+    preset = "" if ">" in str(name) else str(name)
+    if _is_saved(name):
+        content = _read_config(name)[1]
+        preset = content["config"]["preset"] if content.get("fewtokens_model") == "tokenizer" else ""
+    return get_preset(preset).source if preset else Tokenizer.source
+
+
+def _is_saved(name: str | Path) -> bool:
+    """Whether this names a path or a hub id, not a preset or spec."""
+    text = str(name)
+    return ">" not in text and (Path(text).exists() or "/" in text)
 
 
 def open_tokenizer(
@@ -88,7 +124,6 @@ def open_tokenizer(
     Raises:
         ValueError: there is no such tokenizer.
     """
-    text = str(name)
-    if ">" not in text and (Path(text).exists() or "/" in text):
+    if _is_saved(name):
         return load_tokenizer(name, device=device)
-    return create_tokenizer(text, tiny=tiny, seed=seed).to(pick_device(device)).eval()
+    return create_tokenizer(str(name), tiny=tiny, seed=seed).to(pick_device(device)).eval()

@@ -14,7 +14,7 @@ differ; the lowest left id, right id and direction win ties; and of overlapping 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +41,12 @@ class Merged(NamedTuple):
 
 
 def fit_pairs(
-    grids: Sequence[ArrayLike], size: int, merges: int, directions: Sequence[str] = ("right", "down")
+    grids: Sequence[ArrayLike],
+    size: int,
+    merges: int,
+    directions: Sequence[str] = ("right", "down"),
+    *,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Ints:
     """Learns which pairs to merge.
 
@@ -50,6 +55,7 @@ def fit_pairs(
         size: number of values of a code.
         merges: largest number of new ids. There are fewer if no pair is left that occurs twice.
         directions: "right", "down" and "later", the neighbors that may merge.
+        progress: receives the number of new ids and the number of tokens after each merge.
 
     Returns:
         int64 [merges,3]: left id, right id and index of the direction in `DIRECTIONS`; row m becomes the id size + m.
@@ -62,14 +68,17 @@ def fit_pairs(
     if unknown := [name for name in directions if name not in DIRECTIONS]:
         raise ValueError(f"directions must be among {', '.join(DIRECTIONS)}, got {', '.join(unknown)}")
     corners = [_checked(grid, size) for grid in grids]
-    pairs = np.zeros((0, 3), np.int64)
+    pairs, tokens = np.zeros((0, 3), np.int64), sum(grid.size for grid in corners)
     for _ in range(merges):
         rows, counts = count_pairs(corners, pairs, size, directions)
         if not len(counts) or counts.max() < 2:
             break
         best = rows[counts.argmax()]  # rows are sorted, so the first of equal counts is the lowest
-        _merge(corners, best, size + len(pairs), _extents(pairs, size))
+        merged = _merge(corners, best, size + len(pairs), _extents(pairs, size))
         pairs = np.concatenate([pairs, best[None]])
+        tokens -= sum(len(first) for first, _ in merged)
+        if progress is not None:
+            progress(len(pairs), tokens)
     return pairs
 
 

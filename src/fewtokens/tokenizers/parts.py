@@ -72,7 +72,7 @@ class VideoEncoder(Strided, Spec, Encoder):
         """Encodes frames [B,3,T,H,W] in -1..1 to the features of all cells, [B,C,T',H',W']."""
 
     def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Encodes the next frames of a video; the concatenated results equal `latents` of the whole.
+        """Encodes the next frames of a video; the concatenated results equal `latents` of the whole up to rounding.
 
         Args:
             x: [B,3,T,H,W] in -1..1. The first chunk has an accepted number of frames, later ones a multiple of the
@@ -102,8 +102,8 @@ class VideoEncoder(Strided, Spec, Encoder):
         """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1); returns no cues."""
         if needs or pixel_methods or block_methods:
             raise ValueError(f"{self.name} provides no cues, and methods can act only after it")
-        latents = self.latents(to_signed(frames.to(self.device)).to(self.dtype).transpose(1, 2))
         grid = self.grid(frames.shape[1], frames.shape[3], frames.shape[4], times)
+        latents = self.latents(to_signed(frames.to(self.device)).to(self.dtype).transpose(1, 2))
         return Tokens.from_cells(latents.flatten(2).transpose(1, 2), grid), {}
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
@@ -164,7 +164,7 @@ class Decoder(Strided, Spec, nn.Module, ABC):
         return None
 
     def step(self, tokens: Tokens, state: Any = None) -> tuple[Tensor, Any]:
-        """Decodes the next tokens of a video; the concatenated frames equal those of the whole.
+        """Decodes the next tokens of a video; the concatenated frames equal those of the whole up to rounding.
 
         Args:
             tokens: the tokens of the next rows of cells in time.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -10,8 +9,7 @@ from typing import Any
 
 import torch
 
-from fewtokens.core.plain import one_line
-from fewtokens.tokenizers.registry import part_names
+from fewtokens.core.tokenizer_syntax import check_preset, part_names
 from fewtokens.tokenizers.tokenizer import Tokenizer
 
 
@@ -70,10 +68,7 @@ def get_preset(name: str) -> Preset:
     Raises:
         ValueError: there is none of this name; the message suggests similar names.
     """
-    if name not in list_tokenizers():
-        close = difflib.get_close_matches(name, list_tokenizers(), n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "list them with `fewtokens tokenizers`"
-        raise ValueError(f"no tokenizer named {one_line(name)!r}; {hint}")
+    check_preset(name)
     preset = import_module(f"fewtokens.tokenizers.presets.{name}").PRESET
     assert isinstance(preset, Preset)
     return preset

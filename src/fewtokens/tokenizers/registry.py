@@ -1,37 +1,22 @@
-"""The parts of tokenizers by name, and the spec strings that build them.
-
-    "causal_conv(width=32) | fsq((8, 8, 8, 5, 5, 5)) > causal_conv(width=32)"
-     encoder                 methods                   decoder
+"""Builds the parts of tokenizers from spec strings, see `fewtokens.core.tokenizer_syntax`.
 
 An encoder or decoder is a file of `fewtokens.tokenizers.encoders` or `.decoders` with one class, and has the name of
-the file; methods are those of the library. Values are read with `ast.literal_eval`; nothing in a spec is executed.
+the file; methods are those of the library.
 """
 
 from __future__ import annotations
 
-import ast
-import difflib
 import inspect
-import pkgutil
-from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from fewtokens.core import registry
 from fewtokens.core.method import Method
-from fewtokens.core.plain import conform, one_line
+from fewtokens.core.plain import conform
 from fewtokens.core.spec import Spec
-from fewtokens.core.syntax import MAX_LENGTH, check_argument_names, short
+from fewtokens.core.syntax import short
+from fewtokens.core.tokenizer_syntax import check_part_name, read_part, split_spec
 from fewtokens.tokenizers.parts import Decoder, VideoEncoder
-
-_EXAMPLE = "'causal_conv(width=32) | fsq > causal_conv(width=32)'"
-
-
-@cache
-def part_names(kind: str) -> tuple[str, ...]:
-    """Returns the names of all parts of a kind, "encoders", "decoders" or "presets", without importing them."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / kind)])))
 
 
 def get_part(kind: str, name: str) -> type[Any]:
@@ -40,10 +25,7 @@ def get_part(kind: str, name: str) -> type[Any]:
     Raises:
         ValueError: there is none of this name; the message suggests similar names.
     """
-    if name not in part_names(kind):
-        close = difflib.get_close_matches(name, part_names(kind), n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(part_names(kind))}"
-        raise ValueError(f"no {kind.removesuffix('s')} of a tokenizer named {one_line(name)!r}; {hint}")
+    check_part_name(kind, name)
     module = import_module(f"fewtokens.tokenizers.{kind}.{name}")
     base = VideoEncoder if kind == "encoders" else Decoder
     own = [
@@ -53,28 +35,6 @@ def get_part(kind: str, name: str) -> type[Any]:
     ]
     assert len(own) == 1, f"{module.__name__} must define one {base.__name__}, has {[cls.__name__ for cls in own]}"
     return own[0]
-
-
-def split_spec(spec: str) -> tuple[str, list[str], str]:
-    """Splits the spec of a tokenizer into encoder, methods and decoder.
-
-    Raises:
-        ValueError: it cannot be parsed.
-    """
-    if len(spec) > MAX_LENGTH:
-        raise ValueError(f"a spec must have at most {MAX_LENGTH} characters, got {len(spec)}")
-    try:
-        node = ast.parse(spec.strip(), mode="eval").body
-    except (SyntaxError, RecursionError, MemoryError):
-        raise ValueError(f"cannot read the spec {short(spec)}; write it like {_EXAMPLE}") from None
-    if not (isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.Gt)):
-        raise ValueError(f"the spec of a tokenizer is encoder | methods > decoder, like {_EXAMPLE}; got {short(spec)}")
-    chain: list[ast.expr] = []
-    left = node.left
-    while isinstance(left, ast.BinOp) and isinstance(left.op, ast.BitOr):
-        chain.append(left.right)
-        left = left.left
-    return ast.unparse(left), [ast.unparse(link) for link in reversed(chain)], ast.unparse(node.comparators[0])
 
 
 def build_part(kind: str, text: str, **defaults: Any) -> Any:
@@ -88,22 +48,10 @@ def build_part(kind: str, text: str, **defaults: Any) -> Any:
     Raises:
         ValueError: the name or an argument is unknown, or a value has the wrong type or is out of range.
     """
-    node = ast.parse(text.strip(), mode="eval").body
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(call.func, ast.Name):
-        raise ValueError(f"cannot read {short(text)}; write a part like causal_conv(width=32)")
-    name = call.func.id
+    name, values, named, _ = read_part(kind, text)
     part = get_part(kind, name)
     parameters = list(inspect.signature(part).parameters)
-    try:
-        values = [ast.literal_eval(value) for value in call.args]
-        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (ValueError, TypeError):
-        raise ValueError(f"arguments in a spec must be numbers, strings, tuples or lists: {short(text)}") from None
-    check_argument_names(name, named, values, parameters)
-    if len(values) > 1 or (values and parameters[0] in named) or len(named) < len(call.keywords):
-        raise ValueError(f"all arguments but the first must be named, and each given only once: {short(text)}")
-    arguments = dict(zip(parameters, values, strict=False)) | named
+    arguments = dict(zip(parameters, values, strict=False)) | dict(named)
     arguments = {key: value for key, value in defaults.items() if key in parameters} | arguments
     hints = get_type_hints(part.__init__)
     for argument, value in arguments.items():

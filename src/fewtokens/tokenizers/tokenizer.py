@@ -22,7 +22,9 @@ from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
-from fewtokens.tokenizers.parts import Decoder, VideoEncoder, to_signed
+from fewtokens.encoders.frames import to_unit
+from fewtokens.tokenizers.blocks.saved_networks import configs_of
+from fewtokens.tokenizers.parts import Decoder, VideoEncoder
 from fewtokens.tokenizers.registry import build_parts, spec_of
 
 
@@ -58,11 +60,13 @@ class Reconstruction:
         frames: [B,T,3,H,W], about -1..1, with a gradient; None for a decoder that is not trained by reconstruction.
         tokens: the tokens that were decoded.
         losses: scalar losses of the methods, of the decoder and of the tokenizer itself, by name, to be summed.
+        target: what `frames` are compared with, in -1..1; None if `frames` is.
     """
 
     frames: Tensor | None
     tokens: Tokens
     losses: dict[str, Tensor]
+    target: Tensor | None = None
 
     __repr__ = shape_repr
 
@@ -152,6 +156,15 @@ class Tokenizer(Pushable, nn.Module):
     def codebook_sizes(self) -> tuple[int, ...]:
         """The number of values of each code of a token; () for continuous tokens."""
         return () if self.quantizer is None else tuple(self.quantizer.codebook_sizes)
+
+    def codes_by_book(self, tokens: Tokens) -> tuple[Tensor, tuple[int, ...]]:
+        """Returns the codes of all real tokens with a column per codebook, int64 [n,K], and the K sizes.
+
+        See `Quantizer.codes_by_book`; -1 is no code.
+        """
+        assert self.quantizer is not None, "continuous tokens have no codes"
+        codes, sizes = self.quantizer.codes_by_book(tokens)
+        return codes[tokens.mask], sizes
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of spec, window, parameters and buffers; equal on every device."""
@@ -331,15 +344,30 @@ class Tokenizer(Pushable, nn.Module):
 
         Args:
             frames: [B,T,3,H,W] of an accepted size (uint8, or float in 0..1).
+
+        Raises:
+            ValueError: frames of another size, shape or range.
         """
-        target = to_signed(frames.to(self.device))
-        tokens = self._encode((target + 1) / 2)
+        unit, target = self._convert(frames)
+        tokens = self._encode(unit)
         losses = dict(tokens.aux)
         own = self.decoder.losses(tokens, target)
         decoded = self._decode(tokens) if own is None else None
         losses |= own or {}
         losses |= self.extra_losses(target, tokens, decoded)
-        return Reconstruction(decoded, tokens, losses)
+        return Reconstruction(decoded, tokens, losses, None if decoded is None else target)
+
+    def _convert(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames for training in 0..1, for the encoder, which checks their range, and in -1..1, the target.
+
+        Raises:
+            ValueError: they do not have a size that the encoder accepts.
+        """
+        unit = to_unit(frames.to(self.device))
+        if unit.ndim != 5:
+            raise ValueError(f"frames must be [B,T,3,H,W], got {list(unit.shape)}")
+        self.encoder.grid(unit.shape[1], unit.shape[3], unit.shape[4])
+        return unit, 2 * unit - 1
 
     def extra_losses(self, frames: Tensor, tokens: Tokens, decoded: Tensor | None) -> dict[str, Tensor]:
         """Returns further losses, such as feature distillation; none by default.
@@ -372,6 +400,9 @@ class Tokenizer(Pushable, nn.Module):
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
         """Writes config.json and model.safetensors, both or neither.
 
+        They contain the config and weights of pretrained networks inside the tokenizer, which are then not needed to
+        load it.
+
         Args:
             folder: created if needed.
             meta: JSON values to store next to the config, such as training settings.
@@ -381,8 +412,12 @@ class Tokenizer(Pushable, nn.Module):
         """
         with files.atomic_folder(folder, last="config.json") as temporary:
             files.save(temporary / "model.safetensors", "tokenizer", self.state_dict(), {"spec": self.spec})
-            config = {"spec": self.spec, "window": self.window, "preset": self.title}
-            files.write_json(temporary / "config.json", {"fewtokens_model": "tokenizer", "config": config, **meta})
+            content = {
+                "fewtokens_model": "tokenizer",
+                "config": {"spec": self.spec, "window": self.window, "preset": self.title},
+                "networks": configs_of(self),
+            }
+            files.write_json(temporary / "config.json", {**content, **meta})
         return Path(folder)
 
 

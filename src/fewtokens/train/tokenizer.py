@@ -2,7 +2,7 @@
 
 In addition to the files of `fit` (see `fewtokens.train.loop`) the output directory contains
 
-    reconstructions.png   the middle frames of fixed clips: original, reconstruction, difference
+    reconstructions.png   the middle frames of fixed clips: original, reconstruction, error
     index.html            curves, reconstructions and numbers on one page
 
 and metrics.jsonl contains, for each evaluation, scores on fixed clips: psnr in dB, and that of the mean frame of each
@@ -25,8 +25,8 @@ from fewtokens.data.pairs import PairData, collate_pairs, first_valid_sample
 from fewtokens.evaluation.reconstruction.metrics import psnr
 from fewtokens.methods.ops.codes import usage
 from fewtokens.show.run_page import write_run_page
+from fewtokens.show.side_by_side import rows_of
 from fewtokens.show.strips import draw_strips
-from fewtokens.tokenizers.parts import to_signed
 from fewtokens.tokenizers.tokenizer import Tokenizer
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, footage_input
@@ -71,7 +71,7 @@ class ReconstructionObjective:
             frames = frames[torch.arange(len(frames)), index][:, None]
         result = model(frames)
         losses = dict(result.losses)
-        target = to_signed(frames)
+        target = result.target
         if result.frames is not None:
             losses["pixel"] = pixel_loss(recipe.pixel, result.frames, target)
             if self.perceptual is not None:
@@ -130,29 +130,29 @@ class FixedClips:
         target = frames.float() / 255
         still = target.mean(1, keepdim=True).expand_as(target)
         scores = {"psnr": float(psnr(target, decoded).mean()), "psnr_mean_frame": float(psnr(target, still).mean())}
-        if (quantizer := model.quantizer) is not None:
-            codes = torch.cat([tokens.codes[tokens.mask] for tokens in encoded if tokens.codes is not None])
-            scores |= {"usage": effective_use(codes, quantizer.codebook_sizes)}
+        if model.quantizer is not None:
+            codes, sizes = zip(*map(model.codes_by_book, encoded), strict=True)
+            scores |= {"usage": effective_use(torch.cat(codes), sizes[0])}
         from accelerate import PartialState
 
         if PartialState().is_main_process:
             middle = frames.shape[1] // 2
             original, result = frames[:, middle].cpu(), (decoded[:, middle].cpu() * 255).round().byte()
-            error = (original.int() - result.int()).abs().mul(4).clamp(max=255).byte()
-            rows = [("original", original), ("reconstruction", result), ("difference x 4", error)]
             caption = "The middle frame of fixed clips, which are not trained on if a list for evaluation is given."
-            draw_strips(rows, self.out / "reconstructions.png", title="Reconstructions", caption=caption)
+            draw_strips(
+                rows_of(original, result), self.out / "reconstructions.png", title="Reconstructions", caption=caption
+            )
         return scores
 
 
 def effective_use(codes: Tensor, sizes: Sequence[int]) -> float:
-    """The perplexity of codes, divided by the largest possible one; the minimum over the codes of a token.
+    """The perplexity of codes, divided by the largest possible one; the minimum over the codebooks.
 
     Near 0 if a codebook has collapsed: n codes of a book of K entries can have a perplexity of min(n, K).
 
     Args:
-        codes: int64 [n,Q]; -1 for no code.
-        sizes: number of values of each of the Q codes.
+        codes: int64 [n,K], see `Tokenizer.codes_by_book`; -1 for no code.
+        sizes: number of entries of each of the K codebooks.
     """
     counts = (codes >= 0).sum(0)
     perplexity = usage(codes[None], sizes).perplexity
@@ -258,7 +258,7 @@ def write_report(out: Path, recipe: TokenizerRecipe, report: Report) -> Path:
         numbers=last,
         images=[
             ("Losses and scores", caption, out / "curves.png"),
-            ("Fixed clips", "Middle frames: original, reconstruction, difference.", out / "reconstructions.png"),
+            ("Fixed clips", "Middle frames: original, reconstruction, error.", out / "reconstructions.png"),
         ],
         settings=plain(recipe),
     )

@@ -157,10 +157,13 @@ class TestCommand:
         [
             (["--tokenizers", ""], "--tokenizers must name at least one"),
             (["--tokenizers", "x", "--codecs", "av1"], "--codecs must be of x264, x265, jpeg, got av1"),
-            (["--tokenizers", "x", "--lpips", "a"], "--lpips must be two files"),
-            (["--tokenizers", "x", "--lpips", "a,b"], "LPIPS requires the weights of torchvision's alex"),
-            (["--tokenizers", "x", "--rfid", "a.pth"], "rfid requires"),
-            (["--tokenizers", "x", "--rfvd", "a.pt"], "rfvd requires"),
+            (["--tokenizers", "{}/run/tokenizer", "--lpips", "a"], "--lpips must be two files"),
+            (
+                ["--tokenizers", "{}/run/tokenizer", "--lpips", "a,b"],
+                "LPIPS requires the weights of torchvision's alex",
+            ),
+            (["--tokenizers", "{}/run/tokenizer", "--rfid", "a.pth"], "rfid requires"),
+            (["--tokenizers", "{}/run/tokenizer", "--rfvd", "a.pt"], "rfvd requires"),
             (["--tokenizers", "x", "--shrinkage", 0.1], "--shrinkage"),
             (["--tokenizers", "x", "--images", "--frames", 3], "no effect on images"),
             (["--tokenizers", "{}/run/tokenizer", "--frames", 4, "--random3d"], "a Fréchet distance needs"),

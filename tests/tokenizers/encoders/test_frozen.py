@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fewtokens.tokenizers import Tokenizer
+from fewtokens.tokenizers import Tokenizer, load_tokenizer
 from fewtokens.tokenizers.encoders.frozen import KNOWN, Frozen
 from tests.helpers.data import data_path
 
@@ -34,6 +37,30 @@ def test_layers_equal_those_of_transformers(tmp_path):
     expected = torch.cat([layer[:, 1:] for layer in layers], -1).reshape(2, 3, 2, 3, 96).movedim(-1, 1)
     assert ours.shape == (2, 96, 3, 2, 3)
     assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_a_saved_tokenizer_is_loaded_without_the_network(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    network = tmp_path / "clip"
+    transformers.CLIPVisionModel(config).save_pretrained(network)
+    spec = f"frozen({str(network)!r}, layers=(2,), trainable={{}}) | fsq((5, 5)) > tubelet(stride=(1, 8, 8))"
+    x = torch.rand(1, 2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    tokenizers = [Tokenizer.from_spec(spec.format(trainable)).eval() for trainable in (False, True)]
+    folders = [each.save_pretrained(tmp_path / f"{number}") for number, each in enumerate(tokenizers)]
+    shutil.rmtree(network)
+    for tokenizer, folder in zip(tokenizers, folders, strict=True):
+        again = load_tokenizer(folder, device="cpu")
+        assert torch.equal(again.encoder.latents(x.transpose(1, 2)), tokenizer.encoder.latents(x.transpose(1, 2)))
+        assert again.fingerprint() == tokenizer.fingerprint()
+    settings = json.loads((folders[0] / "config.json").read_text())
+    settings["networks"][str(network)]["config"]["dim"] = "many"
+    (folders[0] / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"saved config of .*dim"):
+        load_tokenizer(folders[0])
 
 
 def test_a_stride_resizes_frames_to_the_patch_size():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 
-from fewtokens.tokenizers import Tokenizer
+from fewtokens.tokenizers import Tokenizer, load_tokenizer
 from fewtokens.tokenizers.decoders.latents import Latents as LatentsDecoder
 from fewtokens.tokenizers.encoders.latents import Latents as LatentsEncoder
 
@@ -84,6 +85,12 @@ def test_networks_of_diffusers(tmp_path, kind):
     # LoRA and rectifier start as the identity.
     assert torch.allclose(ours, decoded if video else decoded.transpose(0, 1)[None], atol=1e-4)
     assert not hasattr(encoder.coder.fixed.network.decoder, "parameters")
+    tokenizer = Tokenizer(encoder, [], decoder)
+    saved = tokenizer.save_pretrained(tmp_path / "saved")
+    shutil.rmtree(tmp_path / "vae")
+    again = load_tokenizer(saved, device="cpu")
+    with torch.no_grad():
+        assert torch.equal(again.encoder.latents(x), z) and torch.equal(again.decoder.pixels_of(z), ours)
 
 
 @pytest.mark.parametrize("adapted", ["lora=2", "rectifier=8, blocks=1"])

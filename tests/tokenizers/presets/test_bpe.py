@@ -36,6 +36,8 @@ def test_merged_codes_decode_to_the_same_frames(tokenizer, tmp_path):
     assert torch.equal(tokenizer.decode(tokens), expected)
     assert float(tokenizer.bits(tokens)) == pytest.approx(tokens.N * math.log2(8 + new))
     assert tokenizer.layout(3, 30, 46).tokens is None
+    codes, sizes = tokenizer.codes_by_book(tokens)
+    assert sizes == (8 + new,) and torch.equal(codes, tokens.codes[0])
     path = write_encoded(tmp_path / "a.safetensors", tokens, tokenizer, packed=True)
     assert torch.equal(tokenizer.decode(read_encoded(path, tokenizer)), expected)
 

@@ -111,5 +111,7 @@ def test_other_input_is_refused():
         tokenizer.encode(torch.zeros(4, 3, 32, 32))
     with pytest.raises(ValueError, match=r"0\.\.3"):
         tokenizer.encode(scene() + 1)
+    with pytest.raises(ValueError, match=r"occupancy accepts .* next accepted size is 3 frames of 32x32"):
+        tokenizer(scene()[:, :, :31])
     with pytest.raises(ValueError, match="poses must be"):
         tokenizer.encode(scene(), poses=torch.zeros(2, 3))

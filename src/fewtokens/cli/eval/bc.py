@@ -25,6 +25,7 @@ from fewtokens.cli.options import (
     JsonOption,
     SettingsOption,
     check_model,
+    find_model,
     names_of,
 )
 from fewtokens.cli.progress import progress
@@ -94,7 +95,7 @@ class FeatureOptions:
             help="patches (pixels, no weights), a folder (also of a trained network), or a hub id.",
             rich_help_panel=ENCODER,
         ),
-        Check(check_model),
+        Check(check_model, find_model),
     ] = None
     feature: Annotated[
         str | None,

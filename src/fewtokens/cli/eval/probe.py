@@ -21,6 +21,7 @@ from fewtokens.cli.options import (
     RunOptions,
     SeedOption,
     check_model,
+    find_model,
 )
 from fewtokens.cli.pipelines import make_pipeline
 from fewtokens.cli.progress import progress
@@ -40,7 +41,7 @@ class ProbeOptions(LoadOptions, ViewOptions, MethodOptions):
             help="patches (pixels, no weights), a folder (also of a trained network), or a hub id.",
             rich_help_panel=ENCODER,
         ),
-        Check(check_model),
+        Check(check_model, find_model),
     ] = "patches"
     feature: Annotated[
         str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,8 @@ from rich.markup import escape
 from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import log, out
 from fewtokens.cli.errors import check_exists
-from fewtokens.cli.options import INPUT, OUTPUT, PROTOCOL, DeviceOption, JsonOption
+from fewtokens.cli.options import INPUT, OUTPUT, PROTOCOL, Check, DeviceOption, JsonOption, check_model, find_model
+from fewtokens.cli.pipelines import comma_separated
 from fewtokens.cli.progress import progress
 from fewtokens.cli.tables import print_json, table
 
@@ -19,6 +21,21 @@ _CODECS = ("x264", "x265", "jpeg")
 # Columns of the measures by networks are shown if they were measured.
 _COLUMNS = ("bits_per_pixel", "psnr", "ssim", "temporal_error", "flicker", "usage", "encode_fps", "decode_fps")
 _NETWORKS = ("lpips", "rfid", "rfvd", "frechet_random3d")
+
+
+def _check_codecs(codecs: str) -> None:
+    if unknown := sorted(set(comma_separated(codecs)) - set(_CODECS)):
+        raise ValueError(f"--codecs must be of {', '.join(_CODECS)}, got {', '.join(unknown)}")
+
+
+def _each(check: Callable[[str], object]) -> Callable[[str], None]:
+    """Returns the check of comma-separated names."""
+
+    def check_names(names: str) -> None:
+        for name in comma_separated(names):
+            check(name)
+
+    return check_names
 
 
 @verb(
@@ -42,6 +59,7 @@ def reconstruction(
     tokenizers: Annotated[
         str,
         typer.Option("--tokenizers", help="Comma-separated folders of trained tokenizers.", rich_help_panel=PROTOCOL),
+        Check(_each(check_model), _each(find_model)),
     ],
     frames: Annotated[int, typer.Option("--frames", min=1, help="Frames of a clip.", rich_help_panel=INPUT)] = 17,
     size: Annotated[int, typer.Option("--size", min=1, help="Side of a clip, in pixels.", rich_help_panel=INPUT)] = 128,
@@ -65,6 +83,7 @@ def reconstruction(
             "for images.",
             rich_help_panel=PROTOCOL,
         ),
+        Check(_check_codecs),
     ] = None,
     lpips: Annotated[
         str | None,
@@ -128,8 +147,6 @@ def reconstruction(
     With --images, the codec is JPEG, and PSNR is that of each image. LPIPS, rFID and rFVD need weights, which are not
     part of this package; the results record how each distance was measured.
     """
-    from fewtokens.cli.pipelines import comma_separated
-
     names = comma_separated(tokenizers)
     frames = 1 if images else frames
     if codecs is None:
@@ -137,8 +154,6 @@ def reconstruction(
     chosen = comma_separated(codecs) if codecs else []
     if not names:
         raise ValueError("--tokenizers must name at least one folder of a tokenizer")
-    if unknown := sorted(set(chosen) - set(_CODECS)):
-        raise ValueError(f"--codecs must be of {', '.join(_CODECS)}, got {', '.join(unknown)}")
     for video in videos:
         check_exists(video)
     from fewtokens.core.files import write_text

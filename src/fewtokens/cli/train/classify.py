@@ -12,7 +12,7 @@ from rich.markup import escape
 from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import log, out
 from fewtokens.cli.errors import check_exists
-from fewtokens.cli.options import INPUT, MODEL, TRAINING, RootOption
+from fewtokens.cli.options import INPUT, MODEL, TRAINING, Check, RootOption, check_network
 from fewtokens.cli.tables import print_json, table
 from fewtokens.cli.train.runs import (
     TrainOptions,
@@ -69,7 +69,11 @@ class DataOptions:
     modes=(Mode("test set", lambda values: values["validation"] is not None, ("share",), "have no effect with --val"),),
 )
 def classify(
-    model: Annotated[str, typer.Argument(help="Name of a network (see fewtokens models), or folder of a saved one.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Name of a network (see fewtokens models), or folder of a saved one."),
+        Check(check_network),
+    ],
     files: DataOptions,
     options: TrainOptions,
     preset: Annotated[
@@ -98,7 +102,6 @@ def classify(
     import torch
     from accelerate import PartialState
 
-    from fewtokens import networks as models
     from fewtokens.train.classify import find_data, holds_out_data, prepare, train_classifier
     from fewtokens.train.inputs import folder_input
     from fewtokens.train.settings import make_recipe, parse_setting
@@ -106,8 +109,6 @@ def classify(
     changes: dict[str, Any] = dict(parse_setting(text) for text in options.settings or ())
     changes |= options.changes(size=files.size, frames=files.frames, workers=files.workers)
     recipe = make_recipe(preset, **changes)
-    if not models.is_saved(model):
-        models.preset(model)  # an unknown name is reported before the data is searched
     training, test = find_data(
         files.data, validation=files.validation, share=files.share, root=files.root, seed=recipe.seed
     )

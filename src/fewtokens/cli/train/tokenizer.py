@@ -12,7 +12,7 @@ from rich.markup import escape
 from fewtokens.cli.command import Verb
 from fewtokens.cli.console import log, out
 from fewtokens.cli.errors import check_exists
-from fewtokens.cli.options import INPUT, TRAINING, RootOption
+from fewtokens.cli.options import INPUT, TRAINING, Check, RootOption, check_model, check_new_tokenizer, find_model
 from fewtokens.cli.tables import print_json, table
 from fewtokens.cli.train.runs import (
     CropOption,
@@ -40,6 +40,7 @@ class _Options(TrainOptions):
             help="Preset (list: fewtokens tokenizers), or a spec: encoder | methods > decoder.",
             rich_help_panel=TRAINING,
         ),
+        Check(check_new_tokenizer),
     ] = "vidtok_fsq_262144"
     published: Annotated[
         bool,
@@ -48,12 +49,13 @@ class _Options(TrainOptions):
         ),
     ] = False
     init: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--init",
             help="Trained tokenizer to start from; parts whose tensors differ in shape keep their random values.",
             rich_help_panel=TRAINING,
         ),
+        Check(check_model, find_model),
     ] = None
     steps: StepsOption = None
     root: RootOption = None

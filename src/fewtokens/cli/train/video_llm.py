@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewtokens.cli.command import verb
-from fewtokens.cli.options import ENCODER, METHOD, MODEL, Check, check_model, check_specs
+from fewtokens.cli.options import ENCODER, METHOD, MODEL, Check, check_model, check_specs, find_model
 from fewtokens.cli.train.language_model import (
     ConversationOptions,
     LanguageTrainOptions,
@@ -35,12 +35,12 @@ def video_llm(
     encoder: Annotated[
         str,
         typer.Option("--encoder", help="Video encoder, a ViT: folder or hub id.", rich_help_panel=ENCODER),
-        Check(check_model),
+        Check(check_model, find_model),
     ],
     llm: Annotated[
         str,
         typer.Option("--llm", help="Causal language model: folder, .gguf file or hub id.", rich_help_panel=MODEL),
-        Check(check_model),
+        Check(check_model, find_model),
     ],
     options: LanguageTrainOptions,
     encoder2: Annotated[
@@ -51,7 +51,7 @@ def video_llm(
             help="Second encoder, which sees the frames in segments: a network for clips of fewtokens train, or a ViT. "
             "Its tokens follow those of the first; --with reduces both.",
         ),
-        Check(check_model),
+        Check(check_model, find_model),
     ] = None,
     segment: Annotated[
         int | None,

@@ -170,7 +170,8 @@ def score_tokenizer(
         row for each.
     """
     rows, codes, seconds, frames = [], [], [], []
-    # Chunks are those of encoding in bounded memory, which equals encoding the whole.
+    books: tuple[int, ...] = ()
+    # Chunks are those of encoding in bounded memory, which equals encoding the whole up to rounding.
     first, later = chunk_frames(tokenizer) or (None, None)
     for number, clip in enumerate(clips):
         start = time.perf_counter()
@@ -189,15 +190,15 @@ def score_tokenizer(
         bits = float(tokenizer.bits(tokens).sum())
         rows.append({"name": clip.name, "bits": bits, "tokens": int(tokens.count.sum()), **scores})
         if tokens.codes is not None:
-            codes.append(tokens.codes[tokens.mask].cpu())
+            used, books = tokenizer.codes_by_book(tokens)
+            codes.append(used.cpu())
         if progress is not None:
             progress(number + 1, len(clips), clip.name)
     pixels = clips[0].frames[:, 0].numel()
     result = _mean(rows) | measures.distances(clips, frames)
     result["bits_per_pixel"] = result["bits"] / pixels
-    quantizer = tokenizer.quantizer
-    if quantizer is not None and codes:
-        result |= code_health(torch.cat(codes), quantizer.codebook_sizes)
+    if codes:
+        result |= code_health(torch.cat(codes), books)
         side = result["bits"] - result["bits_per_token"] * result["tokens"]
         result["entropy_bits_per_pixel"] = (result["entropy_bits"] * result["tokens"] + side) / pixels
     encode, decode = (min(parts) for parts in zip(*seconds, strict=True))

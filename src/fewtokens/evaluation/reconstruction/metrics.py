@@ -188,7 +188,7 @@ def code_health(codes: Tensor, codebook: int | Sequence[int]) -> dict[str, float
 
     Args:
         codes: int [...,Q], Q codes per token, such as residual levels. -1 marks a code that does not exist, such as
-            that of a dropped level or of padding.
+            that of a dropped level, of padding, or of a codebook for other tokens (`Tokenizer.codes_by_book`).
         codebook: number of entries K, one for all Q codes or Q of them.
 
     Returns:

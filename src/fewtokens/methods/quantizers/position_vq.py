@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Quantized, Quantizer, load_weights
+from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.codebooks import Codebook, book_losses
 from fewtokens.methods.ops.codes import check_codebook, project, projection, real_rows, straight_through
 
@@ -75,6 +77,12 @@ class PositionVq(Quantizer):
 
     def lookup(self, codes: Tensor, grid: Grid) -> Tensor:
         return project(self.project_out, self._entries(codes, grid))
+
+    def codes_by_book(self, tokens: Tokens) -> tuple[Tensor, tuple[int, ...]]:
+        codes, sizes = super().codes_by_book(tokens.require_full_grid(self.name))
+        cells = torch.arange(codes.shape[1], device=codes.device) % tokens.grid.cells_per_frame
+        books = torch.arange(self.groups, device=codes.device)
+        return codes.masked_fill(cells[:, None] % self.groups != books, -1), sizes * self.groups
 
     def _entries(self, codes: Tensor, grid: Grid) -> Tensor:
         entry = self.codebook.entries(self._split(codes, grid, padding=-1)[..., 0])

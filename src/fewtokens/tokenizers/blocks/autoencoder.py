@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from fewtokens.core import files
 from fewtokens.core.hub import from_hub
+from fewtokens.core.plain import conform
 from fewtokens.tokenizers.blocks.fixed import Fixed
+from fewtokens.tokenizers.blocks.saved_networks import saved_config
 from fewtokens.tokenizers.parts import Stride
 
 # Autoencoders of videos in diffusers: frames and pixels of a latent. All accept 1 + k * t frames.
@@ -70,7 +72,8 @@ class Half(nn.Module):
     Args:
         network: a folder or hub id of diffusers (`AutoencoderKL`, `AutoencoderDC`, or one of Wan, CogVideoX,
             HunyuanVideo, Cosmos, EasyAnimate, Mochi and LTX), also the folder `vae` in it; or "dct", see `Dct`. On the
-            meta device, the hub ids in `KNOWN` are built without weights.
+            meta device, the hub ids in `KNOWN` are built without weights. A saved tokenizer contains the weights of its
+            half, and is loaded without this folder or hub id.
         part: "encoder" or "decoder".
         patch, channels: of "dct".
 
@@ -97,12 +100,23 @@ class Half(nn.Module):
                 setattr(model, name, None)
         self.fixed = Fixed(model)
         self.is_video = kind in _VIDEO
-        mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0] * self.channels
-        std = config.get("latents_std") or [1 / (config.get("scaling_factor") or 1.0)] * self.channels
-        if isinstance(getattr(model, "latents_mean", None), Tensor):  # LTX has them as buffers
-            mean, std = model.latents_mean, model.latents_std
+        saved = saved_config(network)
+        mean, std = _normalization(model, config, self.channels) if saved is None else (saved["mean"], saved["std"])
         self.register_buffer("mean", torch.as_tensor(mean).float().reshape(-1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.as_tensor(std).float().reshape(-1, 1, 1, 1), persistent=False)
+
+        self.network, self._config, self._kind = network, config, kind
+
+    @property
+    def network_config(self) -> dict[str, Any] | None:
+        """See `fewtokens.tokenizers.blocks.saved_networks`."""
+        if self.network == "dct":
+            return None
+        config = {name: value for name, value in self._config.items() if not name.startswith("_")}
+        return {
+            "class": self._kind, "config": config, "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+        }  # fmt: skip
 
     def encode(self, x: Tensor) -> Tensor:
         """Encodes frames [B,3,T,H,W] in -1..1 to latents [B,C,T',H',W'], the mean of their distribution, normalized."""
@@ -221,6 +235,13 @@ def _load(network: str, patch: int, channels: int) -> tuple[Any, dict[str, Any],
         # Amplitudes of natural images fall with the frequency.
         std = [0.4 * (1 + i + j) ** -1.5 for i in range(side) for j in range(side) for _ in range(3)]
         return Dct(patch, channels), {"patch": patch, "latent_channels": channels, "latents_std": std}, "Dct"
+    if (saved := saved_config(network)) is not None:
+        conform(saved, _Saved, f"saved config of {network}")
+        config, kind = saved["config"], _checked_class(network, saved["class"])
+        try:
+            return getattr(_diffusers(network), kind).from_config(config), config, kind
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{network}: diffusers cannot build it ({' '.join(str(error).split())[:200]})") from None
     if network in KNOWN and torch.get_default_device().type == "meta":
         config = dict(KNOWN[network])
         kind = config.pop("_class_name")
@@ -233,14 +254,31 @@ def _load(network: str, patch: int, channels: int) -> tuple[Any, dict[str, Any],
     if not (folder / "config.json").is_file():
         raise ValueError(f"{network}: no config.json; an autoencoder must be a folder in the format of diffusers")
     config = files.read_json(folder / "config.json")
-    kind = str(config.get("_class_name"))
-    if kind not in _IMAGE and kind not in _VIDEO:
-        raise ValueError(f"{network}: a {kind[:60]}; supported autoencoders are {', '.join([*_IMAGE, *_VIDEO])}")
+    kind = _checked_class(network, str(config.get("_class_name")))
     try:
         model = getattr(_diffusers(network), kind).from_pretrained(folder, use_safetensors=True)
     except (OSError, RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"{network}: diffusers cannot load it ({' '.join(str(error).split())[:200]})") from None
     return model, config, kind
+
+
+_Saved = TypedDict("_Saved", {"class": str, "config": dict[str, Any], "mean": list[float], "std": list[float]})
+
+
+def _checked_class(network: str, kind: str) -> str:
+    if kind not in AUTOENCODERS:
+        raise ValueError(f"{network}: a {kind[:60]}; supported autoencoders are {', '.join(AUTOENCODERS)}")
+    return kind
+
+
+def _normalization(model: Any, config: dict[str, Any], channels: int) -> tuple[Any, Any]:
+    """Mean and standard deviation of the channels of a latent."""
+    buffers = dict(model.named_buffers(recurse=False))
+    if "latents_mean" in buffers:  # LTX
+        return buffers["latents_mean"], buffers["latents_std"]
+    mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0] * channels
+    std = config.get("latents_std") or [1 / (config.get("scaling_factor") or 1.0)] * channels
+    return mean, std
 
 
 def _diffusers(network: str) -> Any:

@@ -87,7 +87,7 @@ class VideoTransformer(nn.Module):
         return self.step(x)[0]
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Maps the features of the next frames [B,T,H,W,C]; if it is causal, the results equal those of the whole.
+        """Maps the features of the next frames [B,T,H,W,C]; equal to those of the whole if causal, up to rounding.
 
         The state has the keys and values of all earlier frames in blocks with attention in time; it grows with them.
         """

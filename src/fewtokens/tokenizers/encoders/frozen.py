@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.encoders.config import ViTConfig
+from fewtokens.core.plain import conform
+from fewtokens.encoders.config import ViTConfig, make_vit_config
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, normalize
 from fewtokens.encoders.load import load_encoder
 from fewtokens.encoders.vit import ViT
 from fewtokens.encoders.vit_encoder import VitEncoder
 from fewtokens.tokenizers.blocks.fixed import Fixed
+from fewtokens.tokenizers.blocks.saved_networks import saved_config
 from fewtokens.tokenizers.parts import VideoEncoder
 
 _DINOV2 = {"patch_size": 14, "image_size": (518, 518), "layer_scale": True}
@@ -53,7 +57,8 @@ KNOWN: dict[str, ViTConfig] = {
 class Frozen(VideoEncoder):
     """Runs a pretrained ViT on each frame and concatenates the patch features of some of its layers in channels.
 
-    The weights are part of the tokenizer: they are saved with it, and not trained unless `trainable`.
+    Weights and config are part of the tokenizer: they are saved with it, so that it is loaded without the folder or hub
+    id. The weights are not trained unless `trainable`.
 
     Args:
         network: a ViT, DINOv2, CLIP, SigLIP or MAE that `load_encoder` accepts, by folder or hub id; or "random", a
@@ -93,6 +98,7 @@ class Frozen(VideoEncoder):
             raise ValueError(f"layers must be -1 or in 1..{config.depth}, the blocks of {network}, got {tuple(layers)}")
         self.network, self.layers, self.stride = network, tuple(layers), (1, stride[1], stride[2])
         self.trainable, self.seed = trainable, seed
+        self.network_config = None if network == "random" else _config_of(config, self.mean, self.std)
         self.width, self.depth, self.patch = config.dim, config.depth, config.patch_size
         if trainable:
             # Parts that are not read would get no gradient.
@@ -130,6 +136,16 @@ class Frozen(VideoEncoder):
         return [row.reshape(B, T, H, W, -1).movedim(-1, 1) for row in rows]
 
 
+class _Saved(TypedDict):
+    config: dict[str, Any]
+    mean: list[float]
+    std: list[float]
+
+
+def _config_of(config: ViTConfig, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    return {"config": asdict(config), "mean": list(mean), "std": list(std)}
+
+
 def hidden_layers(vit: ViT, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
     """Returns the patch features [F,H'*W',C] of some layers of a ViT; blocks after the last of these do not run.
 
@@ -162,6 +178,10 @@ def _load(network: str, seed: int, width: int, depth: int, patch: int) -> tuple[
                 dim=width, depth=depth, num_heads=max(1, width // 16), patch_size=patch, image_size=(side, side)
             )
             return ViT(config), IMAGENET_MEAN, IMAGENET_STD
+    if (saved := saved_config(network)) is not None:
+        where = f"saved config of {network}"
+        conform(saved, _Saved, where)
+        return ViT(make_vit_config(saved["config"], where)), tuple(saved["mean"]), tuple(saved["std"])
     if network in KNOWN and torch.get_default_device().type == "meta":
         return ViT(KNOWN[network]), IMAGENET_MEAN, IMAGENET_STD
     encoder = load_encoder(network, device="cpu")

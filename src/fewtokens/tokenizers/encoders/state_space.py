@@ -15,7 +15,7 @@ class StateSpace(VideoEncoder):
     """Embeds small tubelets, applies state-space blocks, pools 2 x 2 x 2 cells linearly, and applies more blocks.
 
     The encoder of MambaVideo (arXiv 2507.04559): scans within each frame, then over time at each place. Causal: cells
-    do not depend on later frames.
+    do not depend on later frames. The patent application US20260087351A1 describes this encoder.
 
     Args:
         width: channels.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
@@ -56,23 +57,66 @@ class BpeTokenizer(Tokenizer):
     def codebook_sizes(self) -> tuple[int, ...]:
         return (self._size + len(self._fitted),)
 
-    @torch.no_grad()
-    def fit_pairs(self, videos: Iterable[Any]) -> int:
-        """Learns which codes to merge; to be called after training.
+    def codes_by_book(self, tokens: Tokens) -> tuple[Tensor, tuple[int, ...]]:
+        if not len(self._fitted):
+            return super().codes_by_book(tokens)
+        assert tokens.codes is not None
+        return tokens.codes[tokens.mask], self.codebook_sizes
 
-        Args:
-            videos: what `encode` accepts.
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Tokenizer) -> BpeTokenizer:
+        """Returns a tokenizer of the same parts, which are not copied, that can merge codes.
+
+        Raises:
+            ValueError: its codes cannot be merged, or it is a subclass with other steps than its parts.
+        """
+        if isinstance(tokenizer, cls):
+            return tokenizer
+        if type(tokenizer) is not Tokenizer:
+            raise ValueError(f"codes of {tokenizer.title or tokenizer.spec} cannot be merged: it is not only its parts")
+        merged = cls(tokenizer.encoder, tokenizer.methods, tokenizer.decoder, window=tokenizer.window)
+        merged.title = "bpe"
+        return merged.train(tokenizer.training)
+
+    def fit_pairs(self, videos: Iterable[Any]) -> int:
+        """Learns which codes to merge from videos that `encode` accepts; to be called after training.
 
         Returns:
             The number of new codes, at most `merges`.
         """
-        self.pairs.fill_(-1)
+        return self.fit_codes(self.encode(video) for video in videos)
+
+    @torch.no_grad()
+    def fit_codes(
+        self,
+        encoded: Iterable[Tokens],
+        *,
+        merges: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> int:
+        """Learns which codes to merge from encoded videos; earlier merges are undone and learned again.
+
+        Args:
+            encoded: results of `encode` or `read_encoded`.
+            merges: largest number of new codes. Default, and at most: that of the class.
+            progress: receives the number of new codes and of tokens after each merge.
+
+        Returns:
+            The number of new codes.
+
+        Raises:
+            ValueError: there are no videos, or merges is out of range.
+        """
+        merges = self.merges if merges is None else merges
+        if not 1 <= merges <= self.merges:
+            raise ValueError(f"merges must be in 1..{self.merges}, got {merges}")
         grids = []
-        for video in videos:
-            tokens = self.encode(video)
+        for video in encoded:
+            tokens = self._restore(video)
             assert tokens.codes is not None
             grids += list(tokens.codes.reshape(tokens.B, *tokens.grid.shape).cpu().numpy())
-        pairs = fit_pairs(grids, self._size, self.merges, self.directions)
+        pairs = fit_pairs(grids, self._size, merges, self.directions, progress=progress)
+        self.pairs.fill_(-1)
         self.pairs[: len(pairs)] = torch.from_numpy(pairs)
         return len(pairs)
 
@@ -130,6 +174,6 @@ PRESET = Preset(
         "quantizer here has that size, between small transformers. The released code reads pair counts above the "
         "diagonal only, so that half of the pairs never merge, and is limited to that grid; here all ordered pairs "
         "count, on grids of any size, and tokens are boxes of cells, so that the codes alone determine the grid. "
-        "Pairs are learned by fit_pairs after training; until then no codes are merged."
+        "Pairs are learned after training by `fewtokens train bpe` or fit_pairs; until then no codes are merged."
     ),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from fewtokens.tokenizers.decoders.causal_unet import CausalUnet
-from fewtokens.tokenizers.parts import to_signed
 from fewtokens.tokenizers.preset import Preset
 from fewtokens.tokenizers.tokenizer import Reconstruction, Tokenizer
 
@@ -19,9 +18,9 @@ class Cdt(Tokenizer):
 
     def forward(self, frames: Tensor) -> Reconstruction:
         assert isinstance(self.decoder, CausalUnet)
-        target = to_signed(frames.to(self.device))
-        tokens = self._encode((target + 1) / 2)
-        return Reconstruction(self.decoder.denoise_random(tokens, target), tokens, dict(tokens.aux))
+        unit, target = self._convert(frames)
+        tokens = self._encode(unit)
+        return Reconstruction(self.decoder.denoise_random(tokens, target), tokens, dict(tokens.aux), target)
 
 
 PRESET = Preset(

@@ -139,6 +139,7 @@ class I2World(SignalTokenizer):
         return torch.cat(parts, 2)
 
     def _encode(self, frames: Tensor, times: Tensor | None = None) -> Tokens:
+        self.encoder.grid(*self.size(frames))
         latents = self.encoder.latents(frames)
         tokens = self._apply_methods(latents)
         assert tokens.codes is not None

@@ -63,6 +63,11 @@ class Branches(Quantizer):
         first, second = codes.chunk(2, 1)
         return torch.cat([self.first.lookup(first, sites), self.second.lookup(second, sites)], 1)
 
+    def codes_by_book(self, tokens: Tokens) -> tuple[Tensor, tuple[int, ...]]:
+        codes, sizes = super().codes_by_book(tokens)
+        second = torch.arange(codes.shape[1], device=codes.device)[:, None] >= codes.shape[1] // 2
+        return torch.cat([codes.masked_fill(second, -1), codes.masked_fill(~second, -1)], -1), sizes * 2
+
     @staticmethod
     def _sites(tokens: int) -> Grid:
         """The square of the sites of one branch."""

@@ -24,7 +24,7 @@ PRESET = Preset(
     differs=(
         "Only abstracts could be read, so widths, numbers of blocks and the order of scans are ours. Channel-split "
         "quantization is off, since it is the subject of a patent application (US20260089325A1): "
-        "fsq((8, 8, 8, 5, 5, 5), groups=2) has two codes per token. Another one (US20260087351A1) describes encoders "
-        "of patches, state-space modules and token pooling, as here."
+        "fsq((8, 8, 8, 5, 5, 5), groups=2) has two codes per token. The patent application US20260087351A1 describes "
+        "MambaVideo's encoder itself, which this preset uses: patches, state-space modules and token pooling."
     ),
 )
