@@ -72,9 +72,9 @@ def test_a_sphere_and_a_box():
     tokenizer = build().train()
     torch.manual_seed(0)
     points = surfaces()
-    optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(tokenizer.parameters(), betas=(0.9, 0.98))
     for index in range(200):
-        optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, 2 * (1 - index / 200))
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, (index + 1) / 20, 2 * (1 - index / 200))
         places = 2 * torch.rand(600, 3) - 1
         losses = tokenizer(points, places.expand(2, -1, -1), inside(places)).losses
         optimizer.zero_grad()
