@@ -6,8 +6,7 @@ from fewtokens.tokenizers.preset import Preset
 
 PRESET = Preset(
     spec=(
-        "causal_conv(width=128, depth=2) | hierarchical_fsq(hidden=256, dropout=0.25) "
-        "> causal_conv(width=128, depth=2)"
+        "causal_conv(width=128, depth=2) | hierarchical_fsq(hidden=256, dropout=0.25) > causal_conv(width=128, depth=2)"
     ),
     clip=(65, 256, 256),
     tiny="causal_conv(width=16) | hierarchical_fsq(hidden=32, dropout=0.25) > causal_conv(width=16)",
