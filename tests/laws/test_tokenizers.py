@@ -1,7 +1,9 @@
-"""Laws of all presets of tokenizers, at their tiny size: T1 to T6 and T9 of their common contract."""
+"""Laws of presets of tokenizers, at their tiny size: T1 to T6 and T9 of their common contract for all of them, T7 and T8,
+which require training, for a few."""
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from inspect import signature
 
@@ -11,6 +13,7 @@ import torch
 from fewtokens.tokenizers import Tokenizer, create_tokenizer, get_preset, list_tokenizers
 from fewtokens.tokenizers.files import read_encoded, write_encoded
 from fewtokens.tokenizers.parts import to_signed
+from tests.tokenizers import fitting
 from tests.tokenizers.signals import crop, signals, sizes
 
 NAMES = list_tokenizers()
@@ -146,3 +149,23 @@ class TestTokenizer:
         assert preset.license
         assert preset.differs
         assert create_tokenizer(name, tiny=True).spec
+
+
+@pytest.mark.parametrize("name", ["ett", "revq", "vfmtok"])
+def test_two_clips_are_fitted(name):
+    """T8: after 50 steps, PSNR is 6 dB above that of the mean frame. All presets: benchmarks/tokenizer_laws.py."""
+    frames = fitting.clips(name, 2)
+    ((_, tokenizer),) = fitting.train(name, frames, 50)
+    decoded = tokenizer.decode(tokenizer.encode(frames))
+    assert fitting.psnr(frames, decoded) > fitting.mean_frame_psnr(frames) + 6
+    # It follows from the tokens: with those of the other clip it is lost.
+    assert fitting.psnr(frames, decoded.flip(0)) < fitting.mean_frame_psnr(frames)
+
+
+@pytest.mark.parametrize("name", ["coda"])
+def test_more_scales_raise_psnr(name):
+    """T7: on a trained tokenizer, for the mean over the clips. All presets: benchmarks/tokenizer_laws.py."""
+    frames, (_, parts) = fitting.clips(name, 4), fitting.PARTS[name]
+    (*_, (_, tokenizer)) = fitting.train(name, frames, 100, decay=True)
+    scores = [fitting.psnr(frames, tokenizer.decode(tokens)) for _, tokens in parts(tokenizer, frames)]
+    assert all(more > fewer + 0.3 for fewer, more in itertools.pairwise(scores)), scores

@@ -74,3 +74,21 @@ def test_it_starts_as_the_autoencoder_on_quantized_latents_and_trains(frames):
     baseline = (2 * frames - 2 * frames.mean(0, keepdim=True)).square().mean()
     assert float(error) < 0.7 * float(baseline)
     assert float(usage(tokenizer.encode(frames).codes.reshape(1, -1, 1), (256,)).share) > 0.2
+
+
+def test_nine_of_ten_entries_are_used_after_training():
+    """The quantizer alone, since its losses do not depend on the frozen decoder; 128 images have 2,688 codes."""
+    tokenizer = build().train()
+    kinds = [(kind, seed) for seed in range(16) for kind in ("pan", "shapes")]
+    images = torch.cat([synthetic(kind, frames=4, size=(32, 32), seed=seed).frames for kind, seed in kinds])[:, None]
+    latents = tokenizer.encoder.latents(images.float().transpose(1, 2) / 127.5 - 1).flatten(2).mT
+    quantizer, grid = tokenizer.quantizer, tokenizer.encoder.grid(1, 32, 32)
+    before = float(usage(tokenizer.encode(images).codes.reshape(1, -1, 1), (256,)).share)
+    optimizer = torch.optim.Adam(quantizer.parameters(), 3e-2)
+    for _ in range(240):
+        losses = quantizer.quantize(latents[torch.randint(128, (16,))], None, grid).losses
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    after = float(usage(tokenizer.eval().encode(images).codes.reshape(1, -1, 1), (256,)).share)
+    assert after > 0.9, (before, after)

@@ -1,4 +1,4 @@
-"""TokenFlow: one index for two codebooks, two decoders that read one half each, and the frozen teacher."""
+"""TokenFlow: one index for two codebooks with weights, two decoders that read one half each, and the frozen teacher."""
 
 from __future__ import annotations
 
@@ -43,6 +43,29 @@ def test_one_index_is_the_nearest_in_both_codebooks_together(frames):
         assert torch.equal(distance.argmin(-1), index)
         value = torch.cat([semantic[index], detail[index]], -1).mT.unflatten(2, (side, side))
         rest = rest - (value if side == 4 else F.interpolate(value, (4, 4), mode="bicubic"))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 1e8])
+def test_the_weight_of_the_two_distances(frames, weight):
+    """Detail times sqrt(w) gives its squared distance the weight w.
+
+    At 0 the index is the nearest semantic entry, for a large weight the nearest entry of detail, at 1 neither.
+    """
+    tokenizer = build().eval()
+    quantizer = tokenizer.quantizer
+    x = tokenizer.encoder.latents((2 * frames - 1).transpose(1, 2)).flatten(2).mT
+    # The coarsest scale: the mean of each half over the frame, with one code.
+    (mean, detail_mean), (semantic, detail) = x.mean(1).split(8, 1), quantizer.codebook.table.detach().split(8, 1)
+    scale = torch.cat([torch.ones(8), torch.full((8,), weight**0.5)])
+    with torch.no_grad():
+        quantizer.codebook.table.mul_(scale)
+        codes = quantizer.quantize(x * scale, None, tokenizer.encoder.grid(1, 32, 32)).codes[:, 0, 0]
+    nearest_semantic, nearest_detail = (
+        torch.cdist(a.double(), b.double()).argmin(-1) for a, b in ((mean, semantic), (detail_mean, detail))
+    )
+    assert not torch.equal(nearest_semantic, nearest_detail)
+    assert torch.equal(codes, nearest_semantic) == (weight == 0)
+    assert torch.equal(codes, nearest_detail) == (weight > 1)
 
 
 def test_each_decoder_reads_one_half(frames):

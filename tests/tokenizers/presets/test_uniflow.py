@@ -1,4 +1,4 @@
-"""UniFlow: published sizes, the teacher, and independent patches."""
+"""UniFlow: published sizes, the teacher, which layers are compared, and what distillation keeps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fewtokens.tokenizers import create_tokenizer, get_preset
+from fewtokens.tokenizers.presets.uniflow import UniFlow
 from fewtokens.video import synthetic
 
 
@@ -52,3 +53,60 @@ def test_the_teacher_is_frozen_and_equal_at_the_start():
         assert torch.equal(value, before[name])
     first = tokenizer.encoder.model.patches.weight
     assert not torch.equal(first, tokenizer.teacher.network.model.patches.weight)
+
+
+def layer_distances(tokenizer: UniFlow, frames: torch.Tensor) -> list[float]:
+    """1 - cosine of the outputs of each block of encoder and teacher, by hooks."""
+    outputs: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    handles = [
+        block.register_forward_hook(lambda _, __, out, found=found: found.append(out[:, -16:]))
+        for network, found in zip((tokenizer.encoder, tokenizer.teacher.network), outputs, strict=True)
+        for block in network.model.blocks
+    ]
+    with torch.no_grad():
+        for network in (tokenizer.encoder, tokenizer.teacher.network):
+            network.latents((frames.float() / 127.5 - 1).transpose(1, 2))
+    for handle in handles:
+        handle.remove()
+    return [float(1 - torch.cosine_similarity(a, b, dim=-1).mean()) for a, b in zip(*outputs, strict=True)]
+
+
+def test_all_layers_are_compared_and_later_ones_weigh_more():
+    torch.manual_seed(0)
+    tokenizer = create_tokenizer("uniflow", tiny=True)
+    frames = synthetic("pan", frames=1, size=(32, 32)).frames[None]
+    blocks = tokenizer.encoder.model.blocks
+    for changed in reversed(range(len(blocks))):
+        with torch.no_grad():
+            for parameter in blocks[changed].parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        distances = layer_distances(tokenizer, frames)
+        assert all(d == pytest.approx(0, abs=1e-5) for d in distances[:changed])
+        assert all(d > 1e-3 for d in distances[changed:])
+        numbers = range(1, len(blocks) + 1)
+        expected = sum(n * d for n, d in zip(numbers, distances, strict=True)) / sum(numbers)
+        assert float(tokenizer(frames).losses["distillation"].detach()) == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def test_an_untrained_decoder_predicts_gray():
+    tokenizer = create_tokenizer("uniflow", tiny=True, seed=0).eval()
+    frames = synthetic("pan", frames=1, size=(32, 32)).frames[None]
+    assert torch.equal(tokenizer.decode(tokenizer.encode(frames)), torch.full((1, 1, 3, 32, 32), 0.5))
+
+
+def test_distillation_keeps_the_features():
+    """Trained for pixels, the encoder leaves its teacher; with the distillation it stays far closer."""
+    frames = torch.stack([synthetic(kind, frames=1, size=(32, 32)).frames for kind in ("pan", "shapes")])
+    last = {}
+    for names in (("diffusion",), ("diffusion", "distillation")):
+        torch.manual_seed(0)
+        tokenizer = create_tokenizer("uniflow", tiny=True).train()
+        optimizer = torch.optim.Adam([p for p in tokenizer.parameters() if p.requires_grad], 3e-3)
+        for _ in range(30):
+            losses = tokenizer(frames).losses
+            optimizer.zero_grad()
+            sum(losses[name] for name in names).backward()
+            optimizer.step()
+        last[len(names)] = layer_distances(tokenizer.eval(), frames)[-1]
+    assert last[2] < 0.5 * last[1], last

@@ -25,8 +25,7 @@ class HierarchicalFsq(Quantizer):
     frame, cells of a block are averaged before E, and the levels are those of Cosmos.
 
     A token has one code per depth, the finest first. The codes of a depth of n blocks are in raster order in the first
-    n tokens of the video; the others have -1. For the content of the deeper
-    depths alone, set the finer codes to -1.
+    n tokens of the video; the others have -1. For the content of the deeper depths alone, set the finer codes to -1.
 
     Args:
         levels: levels of each channel, as in `fsq`, at each depth.
@@ -35,6 +34,8 @@ class HierarchicalFsq(Quantizer):
             8x16x16, then 8x32x32.
         hidden: channels of the convolutions.
         first_frame: whether the first row of cells is a block in time alone, as in causal tokenizers. Default: True.
+        dropout: fraction of the videos of a training batch that drop the codes of the finest depth, or of more, up to
+            all but the coarsest. Without it the finest codes also determine the coarse content. Default: 0.
         checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
@@ -52,6 +53,7 @@ class HierarchicalFsq(Quantizer):
         strides: Sequence[Sequence[int]] = ((2, 2, 2), (1, 2, 2)),
         hidden: int = 64,
         first_frame: bool = True,
+        dropout: float = 0.0,
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
@@ -61,8 +63,10 @@ class HierarchicalFsq(Quantizer):
             raise ValueError(f"strides must be frames, rows and columns of each greater depth, got {strides}")
         if hidden < 1:
             raise ValueError(f"hidden must be at least 1, got {hidden}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be in [0, 1], got {dropout}")
         self.levels, self.dim, self.strides, self.hidden = tuple(levels), dim, tuple(strides), hidden
-        self.first_frame, self.checkpoint = first_frame, checkpoint
+        self.first_frame, self.dropout, self.checkpoint = first_frame, dropout, checkpoint
         self.scalars = library().FSQ(list(levels), return_indices=False)
         depths, channels = len(strides) + 1, len(levels)
         self.encoders = nn.ModuleList(_conv(dim if i == 0 else hidden, hidden) for i in range(depths))
@@ -106,6 +110,7 @@ class HierarchicalFsq(Quantizer):
                 hidden.append(_apply(encoder, F.silu(x)))
                 masks.append(real)
             codes = torch.full((B, N, len(hidden)), -1, device=features.device)
+            dropped = self._num_dropped(B, features.device)
             coarse = None
             for depth in reversed(range(len(hidden))):
                 context: list[Tensor] = (
@@ -114,11 +119,11 @@ class HierarchicalFsq(Quantizer):
                 head = _apply(self.heads[depth], F.silu(torch.cat([hidden[depth], *context], 1)))
                 bounded = self.scalars.quantize(head.movedim(1, -1)[..., None, :])
                 found = self.scalars.codes_to_indices(bounded).long()[..., 0]  # [B,T,H,W]
-                found = found.masked_fill(masks[depth][:, 0] == 0, -1).flatten(1)
+                kept = (dropped <= depth)[:, None, None, None]
+                found = found.masked_fill((masks[depth][:, 0] == 0) | ~kept, -1).flatten(1)
                 codes[:, : found.shape[1], depth] = found
-                values = straight_through(
-                    self._values(found, hidden[depth].shape[2:]), bounded[..., 0, :].movedim(-1, 1)
-                )
+                values = self._values(found, hidden[depth].shape[2:])
+                values = straight_through(values, bounded[..., 0, :].movedim(-1, 1) * kept[:, None])
                 coarse = self._decoded(values, context, depth)
             assert coarse is not None
             return Quantized(self._output(coarse), codes, {})
@@ -132,6 +137,14 @@ class HierarchicalFsq(Quantizer):
                 coarse = self._decoded(values, context, depth)
             assert coarse is not None
             return self._output(coarse)
+
+    def _num_dropped(self, batch: int, device: torch.device) -> Tensor:
+        """The number of depths, from the finest on, that each video drops, int64 [B]."""
+        none = torch.zeros(batch, dtype=torch.int64, device=device)
+        if not self.training or self.dropout == 0:
+            return none
+        some = torch.randint(1, len(self.encoders), (batch,), device=device)
+        return torch.where(torch.rand(batch, device=device) < self.dropout, some, none)
 
     def _values(self, codes: Tensor, shape: Sequence[int]) -> Tensor:
         """The values [B,D,T,H,W] of codes [B,T*H*W]; 0 for -1."""

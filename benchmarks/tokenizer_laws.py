@@ -1,0 +1,107 @@
+"""Laws of trained tokenizers: presets fit two clips, and more tokens, scales or depths give a higher PSNR.
+
+    python benchmarks/tokenizer_laws.py                      # all rows
+    python benchmarks/tokenizer_laws.py --only fqgan cat     # these presets; other rows stay as they were
+
+Each preset of videos or images is trained at its tiny size, with the losses of its recipe and AdamW (2e-3, 10 steps of
+warm-up), until the PSNR of both clips is 6 dB above that of their mean frame, but at most 1,500 steps. That line is the
+mean over the frames of both clips: what a decoder that does not read its tokens can give at best.
+
+Those that decode parts of their tokens are trained again, 400 steps on 4 clips, and decoded with the first token, two, and so on;
+or the coarsest scale, two, and so on; or with fewer and fewer pixels per token.
+
+Presets of other signals (vat, wavtokenizer, i2_world) have tests of the same kind in tests/tokenizers/presets.
+
+Cost: about 15 minutes of one core. Expect: 6 dB for every preset of the first table, and a PSNR that rises along each row
+of the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.tokenizers.fitting import PARTS, clips, mean_frame_psnr, psnr, train
+
+from common import RESULTS, write
+from fewtokens.tokenizers import get_preset, list_tokenizers
+
+GATE, MAX_STEPS = 6.0, 1500
+# Steps and clips of the second table.
+STEPS, CLIPS = 400, 4
+
+
+def fit_row(name: str) -> dict[str, Any]:
+    frames = clips(name, 2)
+    line = mean_frame_psnr(frames)
+    start, reached, steps = time.process_time(), -math.inf, 0
+    for step, tokenizer in train(name, frames, MAX_STEPS):
+        reached, steps = psnr(frames, tokenizer.decode(tokenizer.encode(frames))), step
+        if reached >= line + GATE:
+            break
+    return {
+        "tokenizer": name,
+        "mean frame, dB": line,
+        "PSNR, dB": reached,
+        "above, dB": reached - line,
+        "steps": steps,
+        "CPU s": time.process_time() - start,
+    }
+
+
+def part_row(name: str) -> dict[str, Any]:
+    frames, (unit, parts) = clips(name, CLIPS), PARTS[name]
+    start = time.process_time()
+    (*_, (steps, tokenizer)) = train(name, frames, STEPS, decay=True)
+    scores = {count: psnr(frames, tokenizer.decode(tokens)) for count, tokens in parts(tokenizer, frames)}
+    values = list(scores.values())
+    return {
+        "tokenizer": name,
+        "part": unit,
+        "number": ", ".join(map(str, scores)),
+        "PSNR, dB": ", ".join(f"{value:.2f}" for value in values),
+        "smallest rise, dB": min(b - a for a, b in zip(values, values[1:], strict=False)),
+        "steps": steps,
+        "CPU s": time.process_time() - start,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [name for name in list_tokenizers() if get_preset(name).source == "video"]
+    parser.add_argument(
+        "--only", choices=names, nargs="+", default=names, metavar="NAME", help="presets (default: all)"
+    )
+    args = parser.parse_args()
+    tables = {"Two clips": (names, fit_row), "Parts of the tokens": (list(PARTS), part_row)}
+    path = RESULTS / "tokenizer_laws.json"
+    rows: dict[str, list[dict[str, Any]]] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    for title, (order, measure) in tables.items():
+        for name in [name for name in order if name in args.only]:
+            others = [row for row in rows.get(title, []) if row["tokenizer"] != name]
+            rows[title] = sorted([*others, measure(name)], key=lambda row: order.index(row["tokenizer"]))
+            write("tokenizer_laws", "Laws of trained tokenizers", COMMAND, rows, NOTES, digits=4)
+
+
+COMMAND = "python benchmarks/tokenizer_laws.py"
+NOTES = (
+    "Two clips: steps until the PSNR of both clips is 6 dB above that of their mean frame, in multiples of 50, at most "
+    "1,500. Parts: PSNR of 4 clips that were trained on, decoded from the first number of tokens, the coarsest scales "
+    "or depths, or with fewer pixels per token."
+)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    main()
