@@ -102,6 +102,7 @@ def classify(
     import torch
     from accelerate import PartialState
 
+    from fewtokens import networks as models
     from fewtokens.train.classify import find_data, holds_out_data, prepare, train_classifier
     from fewtokens.train.inputs import folder_input
     from fewtokens.train.settings import make_recipe, parse_setting
@@ -109,6 +110,8 @@ def classify(
     changes: dict[str, Any] = dict(parse_setting(text) for text in options.settings or ())
     changes |= options.changes(size=files.size, frames=files.frames, workers=files.workers)
     recipe = make_recipe(preset, **changes)
+    if not models.is_saved(model):
+        models.preset(model)  # a folder of something else is reported before the data is searched
     training, test = find_data(
         files.data, validation=files.validation, share=files.share, root=files.root, seed=recipe.seed
     )
