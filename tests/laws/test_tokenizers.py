@@ -1,5 +1,7 @@
-"""Laws of presets of tokenizers, at their tiny size: T1 to T6 and T9 of their common contract for all of them, T7 and T8,
-which require training, for a few."""
+"""Laws of presets of tokenizers, at their tiny size, of their common contract: T1 to T6 and T9 for all of them.
+
+T7 and T8 require training: a few presets.
+"""
 
 from __future__ import annotations
 
