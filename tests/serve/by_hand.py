@@ -27,11 +27,21 @@ def nearest_member(members: list[int], grid: tuple[int, int, int]) -> int:
     return min(members, key=lambda c: (distance[c], c))
 
 
-def shorten(spec: str, rows: Tensor, grid: tuple[int, int, int], width: int) -> tuple[Tensor, list[int]]:
-    """The rows [K,D] of a video by a chain whose tokens are means of cells, and the cell of each row."""
+def shorten(
+    spec: str, rows: Tensor, grid: tuple[int, int, int], width: int, pixels: Tensor | None = None
+) -> tuple[Tensor, list[int]]:
+    """The rows [K,D] of a video by a chain whose tokens are means of cells or one of them, and the cell of each row.
+
+    `pixels` is the cue of the first method, if that needs it.
+    """
     tokens = Tokens.from_cells(rows[None, :, :width], Grid(*grid))
     for method in registry.build(spec):
-        tokens = method(tokens)
-    means = [(nearest_member(cells, grid), rows[cells].double().mean(0).to(rows)) for cells in members_of(tokens)]
+        tokens = method(tokens, **({"pixels": pixels[None]} if pixels is not None and method.needs else {}))
+    # A token that stands for cells that look the same later (`rlt`) has the features of the first one.
+    members = [
+        cells[:1] if torch.equal(rows[cells[0], :width], features) else cells
+        for cells, features in zip(members_of(tokens), tokens.features[0], strict=True)
+    ]
+    means = [(nearest_member(cells, grid), rows[cells].double().mean(0).to(rows)) for cells in members]
     means.sort(key=lambda pair: pair[0])
     return torch.stack([row for _, row in means]), [cell for cell, _ in means]

@@ -19,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -86,6 +87,10 @@ class Family:
         """The rows of each video, and its grid."""
         raise NotImplementedError
 
+    def pixels(self, inputs: dict[str, Any]) -> list[Tensor]:
+        """The pixels of the cells of each video, [S,P,D] in 0..1."""
+        raise NotImplementedError
+
     def positions(self, inputs: dict[str, Any]) -> Tensor:
         """The positions of the full prompt, int64 [A,L]."""
         raise NotImplementedError
@@ -100,12 +105,13 @@ class Family:
             embeds[self.placeholders(ids, "image")] = torch.cat(images)
         columns, start = self.placeholders(ids, "video"), 0
         own_columns: set[int] = set()
+        pixels = iter(self.pixels(inputs))
         for rows, grid in self.videos(inputs):
             cells = len(rows) - self.tail
             own = columns[start : start + len(rows)].tolist()
             start += len(rows)
             own_columns |= set(own) if self.text_between_frames else set(range(own[0], own[-1] + 1))
-            short, cell = shorten(spec, rows[:cells], grid, embeds.shape[1])
+            short, cell = shorten(spec, rows[:cells], grid, embeds.shape[1], next(pixels))
             for row, at in zip([*short, *rows[cells:]], [*cell, *range(cells, len(rows))], strict=True):
                 kept[own[at]] = row, positions[:, own[at]]
         order = [column for column in range(len(ids)) if column in kept or column not in own_columns]
@@ -151,6 +157,16 @@ class Qwen25VL(Family):
             (own, (t, h // 2, w // 2)) for own, (t, h, w) in zip(rows, inputs["video_grid_thw"].tolist(), strict=True)
         ]
 
+    def pixels(self, inputs: dict[str, Any]) -> list[Tensor]:
+        if "pixel_values_videos" not in inputs:
+            return []
+        processor, grids = self.processor.video_processor, inputs["video_grid_thw"].tolist()
+        # Channels first, then the two frames of a tubelet; a cell has four patches.
+        patches = inputs["pixel_values_videos"].unflatten(1, (3, 2, -1))
+        unit = unnormalized(patches.transpose(1, 3), processor.image_mean, processor.image_std)
+        cells = unit.permute(0, 2, 1, 3).flatten(2).unflatten(0, (-1, 4)).transpose(1, 2).flatten(2)
+        return list(cells.split([t * h * w // 4 for t, h, w in grids]))
+
     def positions(self, inputs: dict[str, Any]) -> Tensor:
         ids = inputs["input_ids"]
         names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids")
@@ -181,6 +197,21 @@ class Qwen3VL(Qwen25VL):
             deepstack_visual_embeds=list(more.split(D, 1)),
         )[0]
         return self.model.lm_head(hidden[0, -1])
+
+
+def unnormalized(values: Tensor, mean: Any, std: Any) -> Tensor:
+    """Pixels in 0..1 of normalized ones, with channels in the last axis."""
+    return (values * torch.as_tensor(std) + torch.as_tensor(mean)).clamp(0, 1)
+
+
+def pixels_of_squares(squares: Tensor, side: int) -> Tensor:
+    """The pixels of `side` x `side` cells of frames [T,S,S,3] in 0..1, resized to 8 x 8 a cell; [cells,1,192]."""
+    size = (8 * side, 8 * side)
+    frames = F.interpolate(squares.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)
+    blocks = [
+        frame[:, y : y + 8, x : x + 8] for frame in frames for y in range(0, size[0], 8) for x in range(0, size[1], 8)
+    ]
+    return torch.stack(blocks).flatten(1)[:, None]
 
 
 class Counted(Family):
@@ -237,6 +268,13 @@ class LlavaOnevision(Counted):
             result.append((rows, (len(video), side, side)))
         return result
 
+    def pixels(self, inputs: dict[str, Any]) -> list[Tensor]:
+        processor = self.processor.video_processor
+        return [
+            pixels_of_squares(unnormalized(video.movedim(1, 3), processor.image_mean, processor.image_std), side)
+            for video, (_, (_, side, _)) in zip(inputs["pixel_values_videos"], self.videos(inputs), strict=True)
+        ]
+
 
 class LlavaNextVideo(LlavaOnevision):
     """No newline; vLLM accepts one video in a prompt, and no images."""
@@ -257,6 +295,11 @@ class InternVL(Counted):
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def scale(self) -> tuple[Any, Any]:
+        """The mean and standard deviation of normalized pixels."""
+        return self.processor.video_processor.image_mean, self.processor.video_processor.image_std
 
     def squares(self, modality: str, pictures: np.ndarray) -> Tensor:
         """A video, or an image, [T,H,W,3] as normalized squares [n,3,S,S]."""
@@ -291,6 +334,12 @@ class InternVL(Counted):
         side = isqrt(self.model.config.image_seq_length)
         return [(self.rows(squares), (len(squares), side, side)) for squares in inputs["videos"]]
 
+    def pixels(self, inputs: dict[str, Any]) -> list[Tensor]:
+        side = isqrt(self.model.config.image_seq_length)
+        return [
+            pixels_of_squares(unnormalized(squares.movedim(1, 3), *self.scale), side) for squares in inputs["videos"]
+        ]
+
 
 class InternVLChat(InternVL):
     """In the layout of its publishers, for which vLLM has a processor of its own; here by hand."""
@@ -301,13 +350,13 @@ class InternVLChat(InternVL):
     published = PUBLISHED
     processor_class = "AutoTokenizer"
     tokens: ClassVar[dict[str, str]] = {"image": "<IMG_CONTEXT>", "video": "<|video_pad|>"}
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    scale = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
     def squares(self, modality: str, pictures: np.ndarray) -> Tensor:
         size = self.model.config.vision_config.image_size
         resized = [Image.fromarray(picture).resize(tuple(size), Image.Resampling.BICUBIC) for picture in pictures]
         pixels = torch.from_numpy(np.stack([np.asarray(square) for square in resized])) / 255
-        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
+        return ((pixels - self.scale[0]) / self.scale[1]).permute(0, 3, 1, 2)
 
 
 FAMILIES: dict[str, type[Family]] = {

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(util.find_spec("vllm") is None, reason="vLLM is 
 ROOT = Path(__file__).parents[3]
 # Fewer columns than the prompts have, so that videos are split between chunks.
 CHUNKS = {"max_num_batched_tokens": 16}
-# Merge-type and keep-type methods, and the three ways to set them.
+# Merge-type and keep-type methods, one that reads pixels, and the three ways to set them.
 RUNS: dict[str, dict[str, Any]] = {
     "merged": {
         "spec": "kmeans(keep=0.4)",
@@ -35,6 +35,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "kept": {
         "spec": "vidcom2(keep=0.5)",
         "engine": {"mm_processor_kwargs": {"fewtokens": "vidcom2(keep=0.5)"}} | CHUNKS,
+    },
+    "pixels": {
+        "spec": "rlt(keep=0.4)",
+        "engine": {"additional_config": {"fewtokens": {"spec": "rlt(keep=0.4)"}}},
     },
     "averaged": {
         "spec": "mean_pool(keep=0.3)",
