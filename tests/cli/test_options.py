@@ -198,9 +198,9 @@ class TestMethods:
 
         done = quick("methods")
         stages = [line.split(":")[0] for line in done.stdout.splitlines() if line.split(":")[0] in
-                  ("pixels", "encoder", "tokens", "llm")]  # fmt: skip
-        assert stages == ["pixels", "encoder", "tokens", "llm"]
-        for name in [*registry.names(), *registry.layer_names()]:
+                  ("frames", "pixels", "encoder", "tokens", "llm")]  # fmt: skip
+        assert stages == ["frames", "pixels", "encoder", "tokens", "llm"]
+        for name in registry.every_name():
             assert any(line.startswith(f"{name} ") for line in done.stdout.splitlines()), name
         assert "Merges the most similar tokens of a video pairwise" in done.stdout
 
