@@ -55,6 +55,8 @@ SAMPLES = {
     ("tokenize", "whole"): "clip.mp4 --out o",
     ("tokenize", "chunked"): "clip.mp4 --chunked --out o",
     ("tokenize", "patches"): "clip.mp4 --encoder patches --out o",
+    ("tokenize", "selecting"): "clip.mp4 --select uniform_frames --out o",
+    ("tokenize", "not selecting"): "clip.mp4 --out o",
     ("show", "token files"): "a.safetensors --out a.png",
     ("show", "not one token file"): "clip.mp4 --encoder e --out a.png",
     ("show", "comparison"): "clip.mp4 --with tome --with evs --encoder e --out a.png",
@@ -80,7 +82,8 @@ SAMPLES = {
     ("train classify", "test set"): "vit_s16 --data D --val V --out o",
 }  # fmt: skip
 # Values of options that are checked before anything runs; others accept any text.
-VALUES = {"--device": "cpu", "--dtype": "float32", "--with": "uniform", "--tokenizer": "tubelet > tubelet"}
+VALUES = {"--device": "cpu", "--dtype": "float32", "--with": "uniform", "--tokenizer": "tubelet > tubelet",
+          "--select": "uniform_frames", "--scorer": "features"}  # fmt: skip
 MODES = [(" ".join(names), mode.name) for names in every_verb() for mode in find(*names).modes]
 
 

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewtokens.core.plan import Plan
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.spec import Spec
+from fewtokens.core.tokens import Tokens
 
 # Inputs that a selector may need in addition to the times; T is the number of candidates.
 NEEDS = {
@@ -273,8 +275,47 @@ def chunks(thumbnails: Thumbnails) -> Iterator[Tensor]:
 
 def pixel_features(thumbnails: Thumbnails) -> Tensor:
     """Returns features without a model: the mean colors of 8 x 8 regions, relative to gray, float32 [T,192]."""
-    pooled = [F.adaptive_avg_pool2d(part.float() / 255 - 0.5, _SIDE).flatten(1) for part in chunks(thumbnails)]
+    pooled = []
+    for part in chunks(thumbnails):
+        rows, columns = (_region_means(length) for length in part.shape[2:])
+        pooled.append((rows @ (part.float() / 255 - 0.5) @ columns.T).flatten(1))
     return torch.cat(pooled)
+
+
+def _region_means(length: int) -> Tensor:
+    """The matrix that averages a row of pixels over 8 regions of equal length, float32 [8,length]."""
+    # A thumbnail that is smaller than 8 pixels has regions of one pixel, some of them the same.
+    edge = torch.arange(_SIDE + 1) * length
+    start, end = edge[:-1] // _SIDE, (edge[1:] + _SIDE - 1) // _SIDE
+    pixel = torch.arange(length)
+    inside = ((pixel >= start[:, None]) & (pixel < end[:, None])).float()
+    return inside / inside.sum(1, keepdim=True)
+
+
+def pool_frames(tokens: Tokens, selection: Selection) -> Plan:
+    """Returns the plan that reduces each frame to the size that a selector chose, by averaging disjoint regions.
+
+    Args:
+        tokens: one token per cell, [B,T*H*W,C].
+        selection: K = T frames.
+
+    Raises:
+        ValueError: tokens were dropped, or the grid has another number of frames, as after an encoder with tubelets.
+    """
+    tokens.require_full_grid("a selector of frames of several sizes")
+    T, H, W = tokens.grid.shape
+    if len(selection) != T:
+        raise ValueError(
+            f"{len(selection)} frames of several sizes became {T} frames of tokens; use an encoder without tubelets"
+        )
+    rows, columns = selection.cells(H, W).to(tokens.device).unbind(1)
+    counts = rows * columns
+    y, x = torch.arange(H, device=tokens.device), torch.arange(W, device=tokens.device)
+    row, column = y * rows[:, None] // H, x * columns[:, None] // W
+    first = (counts.cumsum(0) - counts)[:, None, None]
+    dest = (first + row[:, :, None] * columns[:, None, None] + column[:, None]).flatten().expand(tokens.B, -1)
+    total = int(counts.sum())
+    return Plan(torch.full((tokens.B,), total, device=tokens.device), total, dest)
 
 
 def among(selection: Selection, candidates: Tensor) -> Selection:

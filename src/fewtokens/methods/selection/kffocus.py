@@ -69,4 +69,4 @@ class Kffocus(FrameSelector):
         index = torch.cat([keys, rest[evenly_spaced(len(rest), K - len(keys))]]).sort().values
         is_key = ~others[index]
         cells = near_square(torch.where(is_key, self.key, self.other))
-        return Selection(index, cells / self.grid, {"cuts": cuts, "key": is_key})
+        return Selection(index, cells.double() / self.grid, {"cuts": cuts, "key": is_key})

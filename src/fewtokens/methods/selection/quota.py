@@ -57,4 +57,4 @@ class Quota(FrameSelector):
             rest = share_out(torch.where(least, 0, weight), self.tokens - int(least.sum()), full)
             share = torch.where(least, 1, rest.floor())
         grids = near_square(share.long())
-        return Selection(torch.arange(T), grids / self.grid, {"scores": candidates.relevance, "shares": share})
+        return Selection(torch.arange(T), grids.double() / self.grid, {"scores": candidates.relevance, "shares": share})

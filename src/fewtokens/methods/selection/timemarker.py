@@ -42,4 +42,4 @@ class Timemarker(FrameSelector):
         requested = math.ceil(2 * candidates.duration - 1e-6)
         count = max(1, min(requested, self.most, len(candidates)))
         cells = near_square(torch.full((count,), min(self.tokens // count, self.grid**2)))
-        return Selection(evenly_spaced(len(candidates), count), cells / self.grid)
+        return Selection(evenly_spaced(len(candidates), count), cells.double() / self.grid)
