@@ -24,14 +24,15 @@ VARIANTS = [
 ]
 SPECS = [*registry.selector_names(), *VARIANTS]
 # Selectors whose number of frames is not `keep`: it follows from the video.
-FROM_VIDEO = {"quota", "timemarker"}
+FROM_VIDEO = {"intp", "quota", "timemarker"}
 THRESHOLD = {"scene_changes(rate=2.0)"}
 RELEVANCE = [name for name in registry.selector_names() if "relevance" in registry.create_method(name).needs]
 
 
 def build(spec: str, **arguments) -> FrameSelector:
     (selector,) = registry.build(spec)
-    return registry.create_method(selector.name, **{**selector.arguments, **arguments})
+    width = {"dim": 16} if "dim" in selector.arguments else {}
+    return registry.create_method(selector.name, **{**selector.arguments, **width, **arguments})
 
 
 def with_budget(spec: str, keep: float | int) -> FrameSelector:
@@ -81,7 +82,8 @@ def test_the_budget_is_exact_and_frames_are_in_order(spec, T, keep, constant):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_results_are_repeatable(spec):
-    a, b = (run(with_budget(spec, 6), 50, seed=3) for _ in range(2))
+    selector = with_budget(spec, 6)
+    a, b = (run(selector, 50, seed=3) for _ in range(2))
     assert torch.equal(a.index, b.index) and torch.equal(a.scale, b.scale)
 
 

@@ -151,6 +151,8 @@ def selection_of(options: SelectOptions, question: str | None, run: RunOptions) 
     check_cues(selector, question, options.scorer)
     if options.scorer is not None and not {"relevance", "features"} & set(selector.needs):
         raise ValueError(f"--scorer has no effect: {selector.name} selects by time alone")
+    if selector.learned and not selector.arguments.get("checkpoint"):
+        note(f"{selector.name} has random weights:", "load trained ones with checkpoint='FILE' in the spec")
     scorer = None if options.scorer is None else load_scorer(options.scorer, device=run.device)
     return {"select": selector, "question": question, "scorer": scorer}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from threading import Lock
 from typing import Any
 
 import torch
@@ -21,30 +22,40 @@ from fewtokens.video.select import select_frames
 _WITHOUT_KEYFRAMES = 1.0
 
 
-class _Recent:
-    """The most recently used values by key."""
+class Recent:
+    """The most recently used values by key, for several threads.
+
+    Args:
+        size: maximum number of values.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = Lock()
 
     def get(self, key: Hashable | None, make: Callable[[], Any]) -> Any:
         """Returns the value of a key, which is made if it is missing; None is no key."""
-        if key is None:
-            return make()
-        if key not in self._values:
-            self._values[key] = make()
-            while len(self._values) > self.size:
-                self._values.popitem(last=False)
-        self._values.move_to_end(key)
-        return self._values[key]
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        if key is not None:
+            with self._lock:
+                self._values[key] = value
+                while len(self._values) > self.size:
+                    self._values.popitem(last=False)
+        return value
 
     def clear(self) -> None:
-        self._values.clear()
+        """Forgets all values."""
+        with self._lock:
+            self._values.clear()
 
 
 # Features of the candidates of a file, and scores for a question.
-FEATURES, SCORES = _Recent(8), _Recent(64)
+FEATURES, SCORES = Recent(8), Recent(64)
 
 
 def load_selector(select: str | FrameSelector) -> FrameSelector:
