@@ -54,6 +54,7 @@ def test_the_frames_are_those_at_these_times(clip):
 def test_a_part_of_the_video(clip):
     video = fewtokens.read(clip, select="uniform_frames(keep=3)", start=5, end=10)
     assert video.times.tolist() == [5.0, 7.5, 9.875]
+    assert video.selection.index.tolist() == [40, 60, 79]
 
 
 def test_relevance_finds_the_needle(clip):

@@ -84,10 +84,6 @@ def make_pipeline(method: MethodOptions, encoding: EncoderOptions, run: RunOptio
         ValueError: an invalid option or spec, or a --keep that has no effect.
     """
     (pipeline,) = make_pipelines([method.spec], method.keep, encoding, run)
-    if pipeline.selector is not None:
-        raise ValueError(
-            f"{pipeline.selector.name} selects frames; give it as --select to tokenize or ask, not in --with"
-        )
     return pipeline
 
 
@@ -100,6 +96,10 @@ def make_pipelines(specs: Sequence[str], keep: str | None, encoding: EncoderOpti
     encoder: Encoder = load_encoder(encoding.encoder, device=run.device, dtype=encoding.dtype, batch=encoding.batch)
     pipelines = [Pipeline(make_methods(MethodOptions(spec, keep), run.seed, encoder.dim), encoder) for spec in specs]
     for pipeline in pipelines:
+        if pipeline.selector is not None:
+            raise ValueError(
+                f"{pipeline.selector.name} selects frames; give it as --select to tokenize or ask, not in --with"
+            )
         pipeline.methods.to(pick_device(run.device))
     return pipelines
 

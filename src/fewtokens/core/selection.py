@@ -45,7 +45,7 @@ class Selection:
     Attributes:
         index: int64 [K], indices of the selected candidates in ascending order.
         scale: float64 [K,2], height and width of each frame relative to the frame that is read, in (0, 1].
-        why: what decided: scores, anchors, segments; for figures and logs.
+        why: what decided: scores, anchors, cuts; for figures and logs. Indices in it are those of candidates.
     """
 
     index: Tensor

@@ -127,7 +127,9 @@ def read(
         if choose is None:
             return span
         choice = choose(_footage(source, span))
-        return span[choice.index.numpy()]
+        selected = span[choice.index.numpy()]
+        choice.selection = replace(choice.selection, index=torch.from_numpy(selected))
+        return selected
 
     with _as_video_error(name):
         video = _read(
