@@ -215,6 +215,7 @@ if __name__ == "__main__":
         tables,
         notes="The hour is one minute of real footage, 60 times, with a keyframe every 2 s. Seconds are of the "
         "processor, one run; decoding all of the hour is 60 times decoding the minute. `thumbnails` are decoded "
-        f"with a short side of 64 pixels, the 32 frames with {SIZE}. A cut is right if a scene starts between its two candidates.",
+        f"with a short side of 64 pixels, the 32 frames with {SIZE}. A cut is right if a scene "
+        "starts between its two candidates.",
         digits=4,
     )
