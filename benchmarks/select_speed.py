@@ -56,6 +56,7 @@ def make_hour(source: Path) -> Path:
         n = 0
         for frame in given.decode(video=0):
             large = frame.reformat(1280, 720, "yuv420p")
+            large.pict_type = 0  # otherwise a keyframe of the source becomes one here
             for _ in range(RATE // 15):  # the source has 15 frames per second
                 large.pts, large.time_base = n, Fraction(1, RATE)
                 out.mux(stream.encode(large))

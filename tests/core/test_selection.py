@@ -103,7 +103,7 @@ def test_evenly_spaced_candidates():
 
 
 def test_pixel_features_are_the_mean_colors_of_regions():
-    pictures = torch.randint(0, 256, (130, 3, 8, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures = torch.randint(0, 256, (260, 3, 8, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = pictures.float().unflatten(3, (8, 2)).mean(4) / 255 - 0.5
     torch.testing.assert_close(pixel_features(pictures), expected.flatten(1))
 

@@ -25,7 +25,7 @@ NEEDS = {
     "keyframes": "the keyframes of the codec as candidates",
 }
 # Thumbnails that are decoded and processed together.
-CHUNK = 128
+CHUNK = 256
 # Side of the pooled thumbnail in `pixel_features`.
 _SIDE = 8
 _KEEP = "keep must be a count of frames of at least 1 such as 32, or a fraction of the candidates in (0, 1] such as 0.1"

@@ -17,6 +17,9 @@ from fewtokens.core.selection import pixel_features
 from fewtokens.encoders.load import load_encoder
 from fewtokens.video.footage import SmallFrames
 
+# Frames in one forward pass of a model.
+BATCH = 32
+
 
 class Scorer(ABC):
     """The base class of scorers.
@@ -77,8 +80,8 @@ class EncoderScorer(PixelScorer):
 
     @torch.inference_mode()
     def features(self, frames: Tensor) -> Tensor:
-        tokens, _ = self.encoder(frames[:, None])
-        return tokens.features.float().mean(1).cpu()
+        rows = [self.encoder(part[:, None])[0].features.float().mean(1).cpu() for part in frames.split(BATCH)]
+        return torch.cat(rows)
 
 
 class Oracle(Scorer):

@@ -14,14 +14,12 @@ from fewtokens.core.hub import from_hub
 from fewtokens.encoders.devices import pick_device
 from fewtokens.encoders.frames import normalize, patchify, resize, to_unit
 from fewtokens.encoders.weights import fingerprint, height_and_width, read_config, read_normalization
-from fewtokens.selection.scorers import Scorer
+from fewtokens.selection.scorers import BATCH, Scorer
 from fewtokens.video.footage import SmallFrames
 
 # Of CLIP; a preprocessor_config.json in the folder replaces them.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
-# Frames in one forward pass.
-_BATCH = 32
 
 
 class TextImageScorer(Scorer):
@@ -63,7 +61,7 @@ class TextImageScorer(Scorer):
 
     @torch.inference_mode()
     def features(self, frames: Tensor) -> Tensor:
-        return torch.cat([self._encode(part) for part in frames.split(_BATCH)])
+        return torch.cat([self._encode(part) for part in frames.split(BATCH)])
 
     def _encode(self, frames: Tensor) -> Tensor:
         square = resize(to_unit(frames.to(self.device))[:, None], (self.size, self.size))
