@@ -24,7 +24,7 @@ import av
 import torch
 import torch.nn.functional as F
 
-from common import write
+from common import RESULTS, write
 from fewtokens import read
 from fewtokens.core.registry import create_method
 from fewtokens.methods.ops.scene_tilling import scene_cuts
@@ -37,6 +37,12 @@ COPIES, SECONDS, RATE = 60, 60, 30
 SIZE = 224
 MINUTE = FOLDER / "minute720.mp4"
 THUMBNAILS: list[int] = []  # decoded at each access
+HOUR = "32 frames of one hour, 1280x720, H.264"
+NOTES = (
+    "The hour is one minute of real footage, 60 times, with a keyframe every 2 s. Seconds are of the processor, one "
+    "run; decoding all of the hour is 60 times decoding the minute. `thumbnails` are decoded with a short side of 64 "
+    f"pixels, the 32 frames with {SIZE}. A cut is right if a scene starts between its two candidates."
+)
 # Candidates per second of the cuts.
 CUT_RATE = 4
 
@@ -133,7 +139,7 @@ def cut_rows(data: Path) -> list[dict[str, Any]]:
     path, starts = known_starts(data)
     rows = []
     dino = f"features:{data / 'weights' / 'dinov2-small'}"
-    for name, rate in (("features", CUT_RATE), ("features", 15), (dino, 2)):
+    for name, rate in (("features", CUT_RATE), ("features", 15), (dino, 1)):
         scorer = load_scorer(name, device="cpu")
         video = read(path, fps=rate, size=scorer.size)
         x = F.normalize(torch.cat([scorer.features(part) for part in video.frames.split(64)]), dim=1)
@@ -194,7 +200,7 @@ def scene_rows(data: Path) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("shared/data"))
-    parser.add_argument("--without-hour", action="store_true", help="only cuts and scenes")
+    parser.add_argument("--without-hour", action="store_true", help="keep the speeds of the last run")
     given = parser.parse_args()
     decode = SmallFrames.__getitem__
 
@@ -204,9 +210,10 @@ if __name__ == "__main__":
         return small
 
     SmallFrames.__getitem__ = counted  # type: ignore[method-assign]
-    tables = {}
+    report = RESULTS / "select_speed.json"
+    tables = json.loads(report.read_text())["rows"] if given.without_hour and report.exists() else {}
     if not given.without_hour:
-        tables["32 frames of one hour, 1280x720, H.264"] = speed(make_hour(known_starts(given.data)[0]))
+        tables[HOUR] = speed(make_hour(known_starts(given.data)[0]))
     tables["Scenes of 123 with a selected frame, features of pixels"] = scene_rows(given.data)
     tables["Cuts of SceneTilling against the 122 known ones"] = cut_rows(given.data)
     write(
@@ -214,9 +221,6 @@ if __name__ == "__main__":
         "Selecting frames: speed on an hour of 720p, and scenes that are found",
         "python benchmarks/select_speed.py",
         tables,
-        notes="The hour is one minute of real footage, 60 times, with a keyframe every 2 s. Seconds are of the "
-        "processor, one run; decoding all of the hour is 60 times decoding the minute. `thumbnails` are decoded "
-        f"with a short side of 64 pixels, the 32 frames with {SIZE}. A cut is right if a scene "
-        "starts between its two candidates.",
+        notes=NOTES,
         digits=4,
     )
