@@ -80,9 +80,9 @@ class Videoitg(FrameSelector, nn.Module):
             raise ValueError(
                 f"videoitg was built for features of {self.dim} channels, got {candidates.features.shape[1]}; set dim="
             )
-        head = self.head.cpu()
-        scores = head(candidates.features).squeeze(1).sigmoid()
-        left, selected = scores.clone(), []
+        scores = self.head(candidates.features.to(self.head.weight)).squeeze(1).sigmoid().float().cpu()
+        left = scores.clone()
+        selected: list[int] = []
         for _ in range(candidates.count):
             if bool(left.isinf().all()):  # all others are near a better one
                 left = scores.clone()
