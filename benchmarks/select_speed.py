@@ -1,6 +1,6 @@
 """Selecting 32 frames of one hour of 720p video, against decoding all; and scene cuts against known ones.
 
-    python benchmarks/select_speed.py [--data shared/data] [--without-hour]
+    python benchmarks/select_speed.py [--data shared/data] [--without-hour] [--dino]
 
 Needs real/long/real_mix.mp4 of the data folder: 670 s of 123 real scenes with known starts. The hour is its first
 minute at 1280x720 and 30 frames per second (H.264, a keyframe every 2 s), whose packets are repeated 60 times; it is
@@ -134,12 +134,14 @@ def timed(run: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def cut_rows(data: Path) -> list[dict[str, Any]]:
+def cut_rows(data: Path, dino: bool) -> list[dict[str, Any]]:
     """Precision and recall of SceneTilling's cuts, for features and thresholds."""
     path, starts = known_starts(data)
     rows = []
-    dino = f"features:{data / 'weights' / 'dinov2-small'}"
-    for name, rate in (("features", CUT_RATE), ("features", 15), (dino, 1)):
+    runs = [("features", CUT_RATE), ("features", 15)]
+    if dino:
+        runs.append((f"features:{data / 'weights' / 'dinov2-small'}", CUT_RATE))
+    for name, rate in runs:
         scorer = load_scorer(name, device="cpu")
         video = read(path, fps=rate, size=scorer.size)
         x = F.normalize(torch.cat([scorer.features(part) for part in video.frames.split(64)]), dim=1)
@@ -201,6 +203,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("shared/data"))
     parser.add_argument("--without-hour", action="store_true", help="keep the speeds of the last run")
+    parser.add_argument("--dino", action="store_true", help="cuts by DINOv2-small too, fifteen more minutes")
     given = parser.parse_args()
     decode = SmallFrames.__getitem__
 
@@ -215,7 +218,7 @@ if __name__ == "__main__":
     if not given.without_hour:
         tables[HOUR] = speed(make_hour(known_starts(given.data)[0]))
     tables["Scenes of 123 with a selected frame, features of pixels"] = scene_rows(given.data)
-    tables["Cuts of SceneTilling against the 122 known ones"] = cut_rows(given.data)
+    tables["Cuts of SceneTilling against the 122 known ones"] = cut_rows(given.data, given.dino)
     write(
         "select_speed",
         "Selecting frames: speed on an hour of 720p, and scenes that are found",
