@@ -24,6 +24,7 @@ from fewtokens.cli.methods import default_of, describe
 from fewtokens.core import registry
 from fewtokens.core.files import atomic_file
 from fewtokens.core.method import CUES, STAGES
+from fewtokens.core.selection import NEEDS
 
 FOLDER = Path(__file__).parent / "methods"
 KINDS = {
@@ -33,7 +34,7 @@ KINDS = {
     "clustering": "Group all tokens of a video, and keep one for each group.",
     "pooling": "Average fixed regions.",
     "learned": "Compute new tokens with trained parameters.",
-    "selection": "Choose the frames that are read.",
+    "selection": "Select the frames that are read.",
     "memory": "Keep an endless stream in bounded memory.",
     "quantizers": "Give each token discrete codes.",
     "layers": "Drop or merge visual tokens inside the layers of a language model.",
@@ -100,13 +101,15 @@ def arguments_table(name: str, entries: Sequence[tuple[str, str]]) -> str:
 def facts(name: str) -> dict[str, str]:
     """The properties that a method declares, by label; labels without a value are excluded."""
     about = describe(name)
-    inside_llm = about["stage"] == "llm"
+    of_tokens = about["stage"] not in ("frames", "llm")
+    meanings = CUES | NEEDS
     values = {
         "kind": registry.get_kind(name),
         "stage": f"{about['stage']}: {STAGES[about['stage']]}",
-        "needs": "; ".join(f"`{cue}`: {CUES[cue]}" for cue in about["needs"]) or "only the tokens",
-        "budget": "" if inside_llm else about["budget"],
-        "streaming": "" if inside_llm else about["streaming"],
+        "needs": "; ".join(f"`{cue}`: {meanings[cue]}" for cue in about["needs"])
+        or ("only the times" if about["stage"] == "frames" else "only the tokens"),
+        "budget": about["budget"] if of_tokens else "",
+        "streaming": about["streaming"] if of_tokens else "",
         "trained": "yes" if about["trainable"] else "no",
         "paper": about["paper"],
         "cost": escape(about["cost"]),
@@ -117,7 +120,7 @@ def facts(name: str) -> dict[str, str]:
 
 def cross_references(text: str, name: str) -> str:
     """Names of other methods in code marks as links to their pages."""
-    others = {*registry.names(), *registry.layer_names()} - {name}
+    others = {*registry.every_name()} - {name}
     return re.sub(r"`(\w+)`", lambda code: f"[{code[0]}]({code[1]}.md)" if code[1] in others else code[0], text)
 
 
@@ -181,7 +184,7 @@ def write(folder: Path, *, images: bool = True, only: Sequence[str] = ()) -> lis
         images: whether to draw what each method does to a clip.
         only: names of the methods whose pages are written; empty for all of them.
     """
-    names = [*registry.names(), *registry.layer_names()]
+    names = registry.every_name()
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"index.md": index(names)}
     pictures = set()

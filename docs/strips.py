@@ -45,6 +45,8 @@ def _vit() -> VitEncoder:
 def _why_not(kind: type[Any], needs: tuple[str, ...]) -> str | None:
     if kind.stage == "llm":
         return "No image: it acts inside the layers of a language model, on the model's own attention."
+    if kind.stage == "frames":
+        return "No image: it selects frames before any is decoded in full."
     if getattr(kind, "learned", False):
         return "No image: it has trained parameters, and untrained ones would show nothing of it."
     if missing := set(needs) - {"pixels", "keys"}:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fewtokens import methods as methods
     from fewtokens import networks as networks
     from fewtokens import profiling as profiling
+    from fewtokens import selection as selection
     from fewtokens import serve as serve
     from fewtokens import show as show
     from fewtokens import tokenizers as tokenizers
@@ -49,8 +50,8 @@ if TYPE_CHECKING:
     from fewtokens.llm import VideoLLM as VideoLLM
     from fewtokens.llm.attach import attach as attach
     from fewtokens.llm.compress import compress as compress
+    from fewtokens.selection import read as read
     from fewtokens.video import Video as Video
-    from fewtokens.video import read as read
     from fewtokens.video import stream as stream
     from fewtokens.video import synthetic as synthetic
 
@@ -75,7 +76,7 @@ _MODULES = {
     "create_method": "fewtokens.core.registry",
     "list_methods": "fewtokens.core.registry",
     "load_encoder": "fewtokens.encoders",
-    "read": "fewtokens.video",
+    "read": "fewtokens.selection",
     "stream": "fewtokens.video",
     "synthetic": "fewtokens.video",
     "tokenize": "fewtokens.core.tokenize",
@@ -83,8 +84,8 @@ _MODULES = {
 
 # Imported on first use as attributes, as in `fewtokens.llm.load`.
 _SUBPACKAGES = (
-    "core", "data", "encoders", "evaluation", "llm", "methods", "networks", "profiling", "serve", "show", "tokenizers",
-    "train", "video",
+    "core", "data", "encoders", "evaluation", "llm", "methods", "networks", "profiling", "selection", "serve", "show",
+    "tokenizers", "train", "video",
 )  # fmt: skip
 
 __all__ = ["__version__", *_MODULES]

@@ -54,6 +54,20 @@ def test_every_family_answers(family, clip, tmp_path):
     assert f"5 visual tokens of {answers[0]['cells']}, first token after" in done.stderr
 
 
+def test_selected_frames(clip, model):
+    words = (clip, FIRST, "--model", model, "--with", "", "--max-new-tokens", 2)
+    select = ("--select", "aks(keep=3, rate=6)", "--scorer", "features")
+    (row,) = json.loads(ask(*words, *select, "--json").stdout)["answers"]
+    assert row["cells"] == row["visual_tokens"] == 3 * 16
+    for more, message in (
+        (("--select", "aks"), "aks selects by relevance and requires a scorer"),
+        ((*select, "--frames", 4), "--frames and --fps cannot be combined with --select"),
+        (("--scorer", "features"), "--scorer requires --select"),
+        (("--with", "aks | kmeans"), "it selects the frames that are read"),
+    ):
+        assert message in ask(*words[:4], *more, code=2).stderr
+
+
 def test_an_image(tmp_path):
     from tests.llm.test_messages import picture, save_with_images
 

@@ -55,6 +55,8 @@ SAMPLES = {
     ("tokenize", "whole"): "clip.mp4 --out o",
     ("tokenize", "chunked"): "clip.mp4 --chunked --out o",
     ("tokenize", "patches"): "clip.mp4 --encoder patches --out o",
+    ("tokenize", "selecting"): "clip.mp4 --select uniform_frames --out o",
+    ("tokenize", "not selecting"): "clip.mp4 --out o",
     ("show", "token files"): "a.safetensors --out a.png",
     ("show", "not one token file"): "clip.mp4 --encoder e --out a.png",
     ("show", "comparison"): "clip.mp4 --with tome --with evs --encoder e --out a.png",
@@ -86,6 +88,8 @@ VALUES = {
     "--with": "uniform",
     "--tokenizer": "tubelet > tubelet",
     "--codecs": "jpeg",
+    "--select": "uniform_frames",
+    "--scorer": "features",
 }
 MODES = [(" ".join(names), mode.name) for names in every_verb() for mode in find(*names).modes]
 
@@ -204,9 +208,9 @@ class TestMethods:
 
         done = quick("methods")
         stages = [line.split(":")[0] for line in done.stdout.splitlines() if line.split(":")[0] in
-                  ("pixels", "encoder", "tokens", "llm")]  # fmt: skip
-        assert stages == ["pixels", "encoder", "tokens", "llm"]
-        for name in [*registry.names(), *registry.layer_names()]:
+                  ("frames", "pixels", "encoder", "tokens", "llm")]  # fmt: skip
+        assert stages == ["frames", "pixels", "encoder", "tokens", "llm"]
+        for name in registry.every_name():
             assert any(line.startswith(f"{name} ") for line in done.stdout.splitlines()), name
         assert "Merges the most similar tokens of a video pairwise" in done.stdout
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fewtokens
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import FrameSelector, Memory, Method, Quantized, Quantizer, Reducer, Resampler, Selection
+from fewtokens.core.method import Memory, Method, Quantized, Quantizer, Reducer, Resampler
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
@@ -123,23 +123,6 @@ class TestMemory:
         state = Newest().push(tokens)
         values = [state.features, state.positions, state.sizes, state.mask, state.assignment]
         assert sum(value.numel() * value.element_size() for value in values) <= Newest().max_bytes(tokens.grid, 24)
-
-
-class EveryOther(FrameSelector):
-    def __init__(self, step: int = 2) -> None:
-        self.step = step
-
-    def select(self, times: Tensor, thumbnails: Tensor, **cues: Tensor) -> Selection:
-        index = torch.arange(0, len(times), self.step)
-        return Selection(index, torch.zeros_like(index))
-
-
-def test_a_frame_selector():
-    selector = EveryOther(3)
-    selection = selector.select(torch.arange(7) / 10, torch.zeros(7, 3, 8, 8, dtype=torch.uint8))
-    assert selection.index.tolist() == [0, 3, 6]
-    assert selector.spec == "EveryOther(step=3)"
-    assert selector.stage == "frames"
 
 
 class TestMethod:

@@ -106,7 +106,7 @@ _VALUES = st.one_of(
 )  # fmt: skip
 
 
-@given(st.sampled_from([*registry.names(), *registry.layer_names()]), st.data())
+@given(st.sampled_from(registry.every_name()), st.data())
 @settings(max_examples=400, deadline=None)
 def test_any_arguments_build_or_raise_a_value_error(name, data):
     parameters = list(inspect.signature(registry.get(name)).parameters)

@@ -30,7 +30,7 @@ def generate(folder: Path) -> None:
 def test_every_method_has_a_page_and_a_line_of_the_index(tmp_path):
     (tmp_path / "gone.md").write_text("a method of an earlier version")
     generate(tmp_path)
-    names = {*registry.names(), *registry.layer_names()}
+    names = {*registry.every_name()}
     assert {path.stem for path in tmp_path.iterdir()} == {*names, "index"}
     index = (tmp_path / "index.md").read_text(encoding="utf-8")
     assert set(re.findall(r"\* \[`(\w+)`\]\(\1\.md\): \S", index)) == names

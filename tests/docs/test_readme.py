@@ -154,12 +154,8 @@ def test_make_has_the_targets():
 def test_the_kinds_are_the_folders():
     page = (ROOT / "docs" / "guides" / "choose_a_method.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| (\w+) \| [^|]+ \| (`[^|]*) \|$", page, re.M))
-    known = [*registry.names(), *registry.layer_names()]
-    kinds = [
-        kind
-        for kind in (*registry.KINDS, registry.LAYER_KIND)
-        if any(registry.get_kind(name) == kind for name in known)
-    ]
+    known = registry.every_name()
+    kinds = [kind for kind in registry.ALL_KINDS if any(registry.get_kind(name) == kind for name in known)]
     assert list(rows) == kinds
     for kind, examples in rows.items():
         assert {registry.get_kind(name) for name in re.findall(r"`(\w+)`", examples)} == {kind}
@@ -176,5 +172,5 @@ def test_methods_that_a_page_names_exist():
     """Specs in code marks: `name(argument=value)`; decisions also name what they replaced."""
     for page in [page for page in pages() if page.parent.name != "decisions"]:
         for spec in re.findall(r"`(\w+\(\w+=[^`]+\))`", page.read_text(encoding="utf-8")):
-            if spec.split("(")[0] in (*registry.names(), *registry.layer_names()):
+            if spec.split("(")[0] in registry.every_name():
                 registry.build(spec)

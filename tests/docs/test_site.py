@@ -119,7 +119,7 @@ def test_pages_of_two_methods_with_and_without_an_image(tmp_path):
 
 def test_every_measured_row_belongs_to_a_method():
     measured = module("measured")
-    names = {*registry.names(), *registry.layer_names(), "full"}
+    names = {*registry.every_name(), "full"}
     for row in measured._read("family")["all"]:
         assert measured._spec(row["method"]).split("(")[0] in names
     for name in (

@@ -12,11 +12,7 @@ import fewtokens.methods.ops
 from fewtokens.core import registry
 
 METHODS = Path(__file__).parents[1] / "methods"
-NAMES = [
-    name
-    for name in [*registry.names(), *registry.layer_names()]
-    if registry.get(name).__module__.startswith("fewtokens.")
-]
+NAMES = [name for name in registry.every_name() if registry.get(name).__module__.startswith("fewtokens.")]
 
 
 def read_tests(path: Path) -> list[str]:

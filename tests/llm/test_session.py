@@ -17,6 +17,7 @@ from fewtokens.llm import Session, attach, compress, find, load
 from fewtokens.llm import session as session_module
 from fewtokens.llm.chat import check_question
 from fewtokens.llm.clock import STAGES
+from fewtokens.selection import PixelScorer
 from fewtokens.video import synthetic, write
 from tests.llm.saved import SPECIALS, save
 from tests.llm.tiny import FAMILIES
@@ -144,6 +145,38 @@ def test_recent_videos_are_cached_and_changed_files_reread(tmp_path, monkeypatch
     write(paths[1], CLIP.frames, 8)
     session.ask(paths[1], FIRST, 2)
     assert calls.count("encode_visuals") == 5
+
+
+def test_frames_are_selected_by_the_question(tmp_path, monkeypatch):
+    """A relevance selector reads the file again for another question; one that does not read the question does not."""
+
+    class ByLength(PixelScorer):
+        id, needs_question = "by length", True
+
+        def score(self, thumbnails, question, features):
+            return -(thumbnails.times - len(question) / 10).abs()
+
+    model, processor = loaded("qwen2_vl")
+    path = write(tmp_path / "clip.mp4", synthetic("pan", frames=40, size=(64, 96)).frames, 8)
+    times: list[list[float]] = []
+    real = session_module.read
+    monkeypatch.setattr(session_module, "read", lambda *args, **more: _note(real(*args, **more), times))
+    by_question = Session(model, processor, FEW, select="aks(keep=4, rate=8)", scorer=ByLength())
+    for question in (FIRST, SECOND, FIRST):
+        assert by_question.ask(path, question, 2).tokens == 5
+    assert len(times) == 2 and times[0] != times[1] and len(times[0]) == 4
+    assert 1.25 in times[0] and 2.375 in times[1]  # 12 and 24 characters
+    by_time = Session(model, processor, FEW, select="uniform_frames(keep=4)")
+    by_time.ask(path, FIRST, 2)
+    by_time.ask(path, SECOND, 2)
+    assert len(times) == 3
+    with pytest.raises(ValueError, match="pass select= or frames= and fps=, not both"):
+        Session(model, processor, FEW, 8, select="uniform_frames")
+
+
+def _note(video, times):
+    times.append(video.times.tolist())
+    return video
 
 
 def test_memory_is_less_with_few_tokens():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,10 +25,11 @@ from fewtokens.cli.options import (
     JsonOption,
     MethodOptions,
     RunOptions,
+    SelectOptions,
     check_model,
     find_model,
 )
-from fewtokens.cli.pipelines import make_methods
+from fewtokens.cli.pipelines import make_methods, selection_of
 from fewtokens.cli.progress import progress
 from fewtokens.cli.tables import print_json, table
 from fewtokens.core.checks import check_dtype
@@ -107,6 +109,7 @@ def ask(
         Path | None,
         typer.Option("--questions", metavar="FILE", help="Text file, one question per line.", rich_help_panel=INPUT),
     ] = None,
+    selecting: SelectOptions = SelectOptions(),
     method: MethodOptions = MethodOptions(spec="token_dynamics(keep=32)"),
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", help="Maximum length of an answer, in tokens.", rich_help_panel=OUTPUT)
@@ -131,8 +134,12 @@ def ask(
     prompts = _questions(questions or [], file)
     if session.frames is not None and session.fps is not None:
         raise ValueError("give --frames or --fps, not both")
+    if selecting.select is not None and (session.frames, session.fps) != (None, None):
+        raise ValueError("--frames and --fps cannot be combined with --select")
+    if selecting.select is None and selecting.scorer is not None:
+        raise ValueError("--scorer requires --select")
     with _spinner(as_json) as say, progress("questions", len(prompts), bar=False) as advance:
-        few = open_session(session, method, run, say)
+        few = open_session(session, method, run, say, selection_of(selecting, prompts[0], run))
         full = few.unreduced() if compare else None
         if compare:
             few.warm_up()  # otherwise only the first of the two would include it
@@ -172,9 +179,16 @@ def _questions(questions: list[str], file: Path | None) -> list[str]:
 
 
 def open_session(
-    options: SessionOptions, method_options: MethodOptions, run: RunOptions, say: Callable[[str | None], None]
+    options: SessionOptions,
+    method_options: MethodOptions,
+    run: RunOptions,
+    say: Callable[[str | None], None],
+    selects: Mapping[str, Any] = MappingProxyType({}),
 ) -> Session:
-    """Opens a session with a Transformers model, or with one that `train video-llm` wrote."""
+    """Opens a session with a Transformers model, or with one that `train video-llm` wrote.
+
+    `selects`: what selects the frames, see `selection_of`.
+    """
     from fewtokens.core.method import Method
     from fewtokens.core.pipeline import Pipeline
     from fewtokens.llm import Session, find, load
@@ -188,7 +202,11 @@ def open_session(
         raise ValueError(
             f"{name} was written by train video-llm: --fps, --layout, --positions and --dtype have no effect"
         )
-    if frames is None and options.fps is None and not composed:
+    if composed and selects:
+        raise ValueError(
+            f"{name} was written by train video-llm: --select has no effect; it reads a fixed number of frames"
+        )
+    if frames is None and options.fps is None and not composed and not selects:
         frames = FRAMES
     # Errors in the spec are reported before weights are read, which may take minutes.
     _, config, backend = find(name)
@@ -205,7 +223,15 @@ def open_session(
         if isinstance(method, Method):
             method.to(model.device)
     session = Session(
-        model, processor, methods, frames, fps=options.fps, layout=options.layout, positions=options.positions
+        model,
+        processor,
+        methods,
+        frames,
+        fps=options.fps,
+        select=selects.get("select"),
+        scorer=selects.get("scorer"),
+        layout=options.layout,
+        positions=options.positions,
     )
     session.progress = say
     return session

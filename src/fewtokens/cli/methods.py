@@ -18,7 +18,7 @@ from fewtokens.core.syntax import check_name
 
 # In processing order.
 _STAGES = {
-    "frames": "select the frames to encode",
+    "frames": "select the frames to read",
     "pixels": "before the encoder",
     "encoder": "between the blocks of the encoder",
     "tokens": "after the encoder",
@@ -45,7 +45,7 @@ def methods(
     from fewtokens.core import registry
 
     if name is None:
-        every = [describe(method) for method in [*registry.names(), *registry.layer_names()]]
+        every = [describe(method) for method in registry.every_name()]
         rows = [row for row in every if stage in (None, row["stage"])]
         if as_json:
             print_json(rows)
@@ -145,7 +145,7 @@ def describe(name: str) -> dict[str, Any]:
     method = kind()
     has_keep = "keep" in method.arguments
     budget = "threshold, or exact" if has_keep else "threshold"
-    if getattr(method, "budget", None) or (has_keep and not isinstance(method, Method)):
+    if getattr(method, "budget", None) or (not isinstance(method, Method) and (has_keep or method.stage == "frames")):
         budget = "exact"
     if isinstance(method, Method) and method.min_count(Grid(16, 14, 14)) > 1:
         budget += " above a minimum"

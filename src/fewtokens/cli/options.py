@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewtokens.core.checks import check_device, check_dtype
+from fewtokens.core.checks import check_device, check_dtype, check_scorer
 from fewtokens.core.hub import check_hub_id, check_on_hub
 from fewtokens.core.network_names import parse_name
 
@@ -50,6 +50,17 @@ def check_spec_lists(keyword: str) -> Callable[[Sequence[str]], None]:
         check_specs([spec for spec in split_specs(",".join(texts)) if spec != keyword])
 
     return check
+
+
+def check_selector(spec: str) -> None:
+    """Raises ValueError if a spec is not that of one method that selects frames."""
+    from fewtokens.core.syntax import SELECTION_KIND, external, folder, read_links
+
+    names = [link.name for link in read_links(spec)]
+    if len(names) != 1 or names[0] not in (*folder(SELECTION_KIND), *external()):
+        raise ValueError(
+            f"--select must be one method of the stage frames (fewtokens methods --stage frames), got {spec!r}"
+        )
 
 
 def check_model(name: str) -> None:
@@ -179,6 +190,32 @@ class ReadOptions:
             "--allow-truncated", help="Use the frames of a truncated file that can be decoded.", rich_help_panel=INPUT
         ),
     ] = False
+
+
+@dataclass(frozen=True)
+class SelectOptions:
+    """Which frames are read, if a method selects them."""
+
+    select: Annotated[
+        str | None,
+        typer.Option(
+            "--select",
+            metavar="SPEC",
+            help='Method that selects the frames to read, such as "aks(keep=32)", instead of --frames.',
+            rich_help_panel=INPUT,
+        ),
+        Check(check_selector),
+    ] = None
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            "--scorer",
+            help="Relevance of frames for --select: clip:FOLDER (CLIP or SigLIP, by the question), features (novelty) "
+            "or features:ENCODER.",
+            rich_help_panel=INPUT,
+        ),
+        Check(check_scorer),
+    ] = None
 
 
 @dataclass(frozen=True)

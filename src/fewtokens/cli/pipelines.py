@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fewtokens.cli.command import Mode
 from fewtokens.cli.console import note
-from fewtokens.cli.options import EncoderOptions, MethodOptions, ReadOptions, RunOptions
+from fewtokens.cli.options import EncoderOptions, MethodOptions, ReadOptions, RunOptions, SelectOptions
 
 if TYPE_CHECKING:
     from fewtokens.core.encoder import Encoder
@@ -95,6 +96,10 @@ def make_pipelines(specs: Sequence[str], keep: str | None, encoding: EncoderOpti
     encoder: Encoder = load_encoder(encoding.encoder, device=run.device, dtype=encoding.dtype, batch=encoding.batch)
     pipelines = [Pipeline(make_methods(MethodOptions(spec, keep), run.seed, encoder.dim), encoder) for spec in specs]
     for pipeline in pipelines:
+        if pipeline.selector is not None:
+            raise ValueError(
+                f"{pipeline.selector.name} selects frames; give it as --select to tokenize or ask, not in --with"
+            )
         pipeline.methods.to(pick_device(run.device))
     return pipelines
 
@@ -105,15 +110,22 @@ def check_reading(options: ReadOptions) -> None:
         raise ValueError("give --frames or --fps, not both")
 
 
-def read_video(path: str | Path, options: ReadOptions, progress: Callable[[int, int], None] | None = None) -> Video:
-    """Reads the frames that the options specify. Default: 16 frames. `progress`: see `fewtokens.read`."""
+def read_video(
+    path: str | Path,
+    options: ReadOptions,
+    progress: Callable[[int, int], None] | None = None,
+    selecting: Mapping[str, Any] = MappingProxyType({}),
+) -> Video:
+    """Reads the frames that the options specify. Default: 16 frames. `progress`, `selecting`: see `fewtokens.read`."""
     check_reading(options)
     from fewtokens.core.inputs import DEFAULT_FRAMES
-    from fewtokens.video import read
+    from fewtokens.selection import read
 
+    evenly = options.frames is None and options.fps is None and not selecting
     return read(
         path,
-        frames=DEFAULT_FRAMES if options.frames is None and options.fps is None else options.frames,
+        **selecting,
+        frames=DEFAULT_FRAMES if evenly else options.frames,
         fps=options.fps,
         size=options.size,
         start=options.start,
@@ -124,15 +136,37 @@ def read_video(path: str | Path, options: ReadOptions, progress: Callable[[int, 
     )
 
 
+def selection_of(options: SelectOptions, question: str | None, run: RunOptions) -> dict[str, Any]:
+    """Returns the arguments of `fewtokens.read` that select frames, with the scorer loaded; {} without --select.
+
+    Raises:
+        ValueError: the spec is invalid, a question or a scorer is missing, or the scorer cannot be loaded.
+    """
+    if options.select is None:
+        return {}
+    from fewtokens.selection import load_scorer
+    from fewtokens.selection.choose import check_cues, load_selector
+
+    selector = load_selector(options.select)
+    check_cues(selector, question, options.scorer)
+    if options.scorer is not None and not {"relevance", "features"} & set(selector.needs):
+        raise ValueError(f"--scorer has no effect: {selector.name} selects by time alone")
+    if selector.learned and not selector.arguments.get("checkpoint"):
+        note(f"{selector.name} has random weights:", "load trained ones with checkpoint='FILE' in the spec")
+    scorer = None if options.scorer is None else load_scorer(options.scorer, device=run.device)
+    return {"select": selector, "question": question, "scorer": scorer}
+
+
 def current_names(reading: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the reading saved in a token file; earlier versions called `video_stream` `stream`."""
     return {"video_stream" if name == "stream" else name: value for name, value in reading.items()}
 
 
 def with_defaults(reading: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a reading with the number of frames that is read if none is given, to compare readings."""
-    frames = 16 if reading.get("frames") is None and reading.get("fps") is None else reading.get("frames")
-    return {**reading, "frames": frames}
+    """Returns a reading with the number of frames that is read if none is given, and what selects them, to compare."""
+    given = [reading.get(name) for name in ("frames", "fps", "select")]
+    frames = 16 if given == [None, None, None] else reading.get("frames")
+    return {"select": None, "question": None, "scorer": None, **reading, "frames": frames}
 
 
 def comma_separated(texts: str | Sequence[str]) -> list[str]:

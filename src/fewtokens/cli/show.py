@@ -295,17 +295,18 @@ def _from_file(path: Path, video: Path | None, options: ReadOptions, context: ty
     from fewtokens.core.tokens import Tokens
 
     tokens = Tokens.load(path)
-    reading = options
+    reading, times = options, None
     if "reading" in tokens.meta:
         if context is not None:  # otherwise the options apply to the videos next to this file
             refuse(context, names_of(ReadOptions), f"have no effect on {path}, which contains these settings")
-        reading = _saved_reading(tokens.meta["reading"], path)
+        reading, selected = _saved_reading(tokens.meta["reading"], path)
+        times = tokens.grid.times if selected else None
     elif options.frames is None and options.fps is None:
         reading = replace(options, frames=tokens.grid.T)
     if "source" not in tokens.meta:
         if video is None:
             raise ValueError(f"{path} was saved from Python without the path of its video; give --video PATH")
-        return _Shown(path, read_video(video, reading), tokens, None)
+        return _Shown(path, _read_again(video, reading, times), tokens, None)
     source: Source = conform(tokens.meta["source"], Source, f"{path}: its source")
     location = video or Path(source["path"])
     if not location.exists():
@@ -315,13 +316,34 @@ def _from_file(path: Path, video: Path | None, options: ReadOptions, context: ty
         raise ValueError(f"{location} has {now['bytes']} bytes, but {path} was made from a file of {source['bytes']}")
     if video is None and "mtime_ns" in source and now["mtime_ns"] != source["mtime_ns"]:
         raise ValueError(f"{location} has changed since {path} was made; give --video {location} if it shows the same")
-    return _Shown(path, read_video(location, reading), tokens, None)
+    return _Shown(path, _read_again(location, reading, times), tokens, None)
 
 
-def _saved_reading(saved: Any, path: Path) -> ReadOptions:
+def _read_again(path: Path, reading: ReadOptions, times: Any) -> Video:
+    """Reads the frames at the times of a token file, a tensor, or if None those of its reading."""
+    import numpy as np
+
+    from fewtokens.video import read
+
+    if times is None:
+        return read_video(path, reading)
+    seconds = times.flatten().numpy()
+    return read(
+        path,
+        pick=lambda every: np.abs(every[:, None] - seconds).argmin(0),
+        size=reading.size,
+        video_stream=reading.video_stream,
+        allow_truncated=reading.allow_truncated,
+    )
+
+
+def _saved_reading(saved: Any, path: Path) -> tuple[ReadOptions, bool]:
+    """Returns the reading of a token file, and whether a method selected the frames."""
     from fewtokens.core.plain import conform
 
     reading = current_names(conform(saved, dict[str, Any], f"{path}: its reading"))
+    selected = reading.get("select") is not None
+    reading = {name: value for name, value in reading.items() if name not in ("select", "question", "scorer")}
     size = reading.get("size")
     if isinstance(size, list):  # height and width, from Python
         conform(size, tuple[int, int], f"{path}: its reading: size")
@@ -329,4 +351,4 @@ def _saved_reading(saved: Any, path: Path) -> ReadOptions:
     conform(reading, ReadOptions, f"{path}: its reading")
     if absent := [name for name in names_of(ReadOptions) if name not in reading]:
         raise ValueError(f"{path}: its reading has no {', '.join(absent)}")
-    return ReadOptions(**reading | {"size": tuple(size) if isinstance(size, list) else size})
+    return ReadOptions(**reading | {"size": tuple(size) if isinstance(size, list) else size}), selected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -26,9 +26,18 @@ from fewtokens.cli.options import (
     OverwriteOption,
     ReadOptions,
     RunOptions,
+    SelectOptions,
     VideosArgument,
 )
-from fewtokens.cli.pipelines import PATCHES, check_reading, current_names, make_pipeline, read_video, with_defaults
+from fewtokens.cli.pipelines import (
+    PATCHES,
+    check_reading,
+    current_names,
+    make_pipeline,
+    read_video,
+    selection_of,
+    with_defaults,
+)
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import check_request, check_source, report_damaged, source_now, token_files
 from fewtokens.cli.tokenize_chunks import tokenize_chunks
@@ -43,12 +52,19 @@ if TYPE_CHECKING:
     'fewtokens tokenize clip.mp4 --with "tome(keep=0.1)" --out clip.safetensors',
     "fewtokens tokenize videos/*.mp4 --encoder facebook/dinov2-small --with kmeans --keep 32 --out tokens/",
     "fewtokens tokenize long.mp4 --chunked --fps 2 --with rlt --out long/",
+    'fewtokens tokenize film.mp4 --select "scene_changes(keep=32)" --with tome --out film.safetensors',
+    'fewtokens tokenize film.mp4 --select aks --question "Who opens it?" --scorer clip:models/clip --out film/',
     modes=(
         Mode("whole", lambda values: not values["chunked"], ("chunk", "events"), "require --chunked"),
         Mode(
             "chunked", lambda values: values["chunked"], ("frames",),
             "has no effect with --chunked; use --fps, or neither for every frame",
         ),
+        Mode(
+            "selecting", lambda values: values["select"] is not None, ("frames", "fps", "chunked"),
+            "cannot be combined with --select",
+        ),
+        Mode("not selecting", lambda values: values["select"] is None, ("question", "scorer"), "require --select"),
         PATCHES,
     ),
 )  # fmt: skip
@@ -61,6 +77,11 @@ def tokenize(
     reading: ReadOptions,
     encoding: EncoderOptions,
     run: RunOptions,
+    selecting: SelectOptions = SelectOptions(),
+    question: Annotated[
+        str | None,
+        typer.Option("--question", help="Question by which --select selects frames.", rich_help_panel=INPUT),
+    ] = None,
     method: MethodOptions = MethodOptions(spec="tome"),
     chunked: Annotated[
         bool,
@@ -99,6 +120,7 @@ def tokenize(
     if single:
         check_exists(jobs[0][0])
     check_reading(reading)
+    selects = selection_of(selecting, question, run)
     pipeline = make_pipeline(method, encoding, run)
     from fewtokens.core import files
 
@@ -119,7 +141,7 @@ def tokenize(
                 for video, path in jobs
             )
         else:
-            results = threads.enter_context(_tokenize_ahead(pipeline, jobs, reading, run.seed, overwrite))
+            results = threads.enter_context(_tokenize_ahead(pipeline, jobs, reading, selects, run.seed, overwrite))
         for number, ((video, _), result) in enumerate(zip(jobs, results, strict=True)):
             try:
                 row = result()
@@ -139,7 +161,12 @@ def tokenize(
 
 @contextmanager
 def _tokenize_ahead(
-    pipeline: Pipeline, jobs: Sequence[tuple[Path, Path]], reading: ReadOptions, seed: int, overwrite: bool
+    pipeline: Pipeline,
+    jobs: Sequence[tuple[Path, Path]],
+    reading: ReadOptions,
+    selects: dict[str, Any],
+    seed: int,
+    overwrite: bool,
 ) -> Iterator[Iterator[Callable[[], dict[str, Any]]]]:
     """Tokenizes videos: while one is encoded and reduced, the next ones are read and the last one is saved.
 
@@ -150,9 +177,10 @@ def _tokenize_ahead(
 
     assert pipeline.encoder is not None
     request = {
-        "spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": asdict(reading), "seed": seed,
+        "spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": asdict(reading) | _plain(selects),
+        "seed": seed,
     }  # fmt: skip
-    tasks = (_Task(video, path, reading, request, overwrite) for video, path in jobs)
+    tasks = (_Task(video, path, reading, selects, request, overwrite) for video, path in jobs)
     with (
         map_ahead(_Task.read, tasks, reading_threads()) as read,
         map_ahead(_Task.save, (task.reduce(pipeline) for task in read), 1) as saved,
@@ -179,8 +207,17 @@ def _step(function: Callable[..., None]) -> Callable[..., _Task]:
 class _Task:
     """The way of one video to its file, in steps that run in different threads; ends early at an error or a result."""
 
-    def __init__(self, video: Path, path: Path, reading: ReadOptions, request: dict[str, Any], overwrite: bool) -> None:
+    def __init__(
+        self,
+        video: Path,
+        path: Path,
+        reading: ReadOptions,
+        selects: dict[str, Any],
+        request: dict[str, Any],
+        overwrite: bool,
+    ) -> None:
         self.video, self.path, self.reading, self.request, self.overwrite = video, path, reading, request, overwrite
+        self.selects = selects
         self.row: dict[str, Any] | None = None
         self.error: Exception | None = None
         self.seconds = 0.0
@@ -202,14 +239,14 @@ class _Task:
             check_request(self.path, earlier, self.request | {"reading": with_defaults(self.request["reading"])})
             self.row = {"video": str(self.video), "out": str(self.path), "skipped": True}
         else:
-            self.clip = read_video(self.video, self.reading, check)
+            self.clip = read_video(self.video, self.reading, check, self.selects)
 
     @_step
     def reduce(self, pipeline: Pipeline) -> None:
         import torch
 
         with torch.inference_mode():
-            self.tokens = pipeline(self.clip.frames, self.clip.times).to("cpu")
+            self.tokens = pipeline(self.clip).to("cpu")
         self.minimum = _minimum(pipeline, self.tokens)
 
     @_step
@@ -242,6 +279,11 @@ def _minimum(pipeline: Pipeline, tokens: Tokens) -> str | None:
         if minimum > requested and int(tokens.count[0]) > requested:
             return f"{method.name} kept {minimum} tokens, more than the budget of {requested}: its minimum"
     return None
+
+
+def _plain(selects: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the selection of frames as plain values, for token files."""
+    return {name: getattr(value, "spec", getattr(value, "id", value)) for name, value in selects.items()}
 
 
 def _meta(path: Path) -> dict[str, Any] | None:

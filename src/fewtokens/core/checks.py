@@ -8,6 +8,7 @@ from pathlib import Path
 DEVICES = ("cuda", "mps", "cpu")
 DTYPES = ("float32", "float16", "bfloat16")
 
+SCORERS = "'clip:FOLDER' (a text-image model), 'features' (novelty of the pixels) or 'features:ENCODER'"
 SUFFIXES = (".png", ".html", ".mp4", ".gif")
 STYLES = ("fill", "outline", "mean")  # see `fewtokens.show.overlay`
 MAX_COLUMNS = 5  # of a comparison as a .png
@@ -31,6 +32,13 @@ def check_dtype(name: str) -> None:
     """Raises ValueError if this is not the name of a dtype."""
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+
+
+def check_scorer(name: str) -> None:
+    """Raises ValueError if this is not the name of a scorer, see `fewtokens.selection.load_scorer`; loads nothing."""
+    kind, colon, model = name.partition(":")
+    if kind not in ("clip", "features") or bool(colon) != bool(model) or (kind == "clip" and not model):
+        raise ValueError(f"scorer must be {SCORERS}, got {name!r}")
 
 
 def check_overlay(path: str | Path, style: str) -> None:

@@ -1,8 +1,9 @@
 """The base classes of methods.
 
 Most methods extend `Reducer`, which decides a `Plan` that `Tokens.apply` carries out, or `Resampler`, which computes
-new features and their attribution. `Quantizer` assigns codes, `Memory` summarizes an endless stream, and
-`FrameSelector` chooses frames before decoding. Any other method extends `Method` and overrides `forward`.
+new features and their attribution. `Quantizer` assigns codes, and `Memory` summarizes an endless stream. Any other
+method of tokens extends `Method` and overrides `forward`; one that selects frames extends `FrameSelector`
+(`fewtokens.core.selection`).
 """
 
 from __future__ import annotations
@@ -549,47 +550,6 @@ class Memory(Method):
     def join(self, chunks: Sequence[Tokens]) -> Tokens:
         """Returns the last output, which summarizes the full video."""
         return chunks[-1]
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """The frames of a video to read.
-
-    Attributes:
-        index: int64 [K], frame indices in ascending order.
-        sizes: int64 [K], the short side of each frame in pixels; 0 for the original size.
-    """
-
-    index: Tensor
-    sizes: Tensor
-
-    __repr__ = shape_repr
-
-
-class FrameSelector(Spec):
-    """The base class of methods that select frames from their times and thumbnails, before full decoding.
-
-    Class attributes:
-        stage: always "frames".
-        paper: citation, in one line.
-        license: license of the authors' code, in one line.
-        cost: computational cost, in one line.
-    """
-
-    stage: ClassVar[str] = "frames"
-    paper: ClassVar[str] = ""
-    license: ClassVar[str] = ""
-    cost: ClassVar[str] = ""
-
-    @abstractmethod
-    def select(self, times: Tensor, thumbnails: Tensor, **cues: Any) -> Selection:
-        """Selects the frames to read.
-
-        Args:
-            times: float64 [T], seconds of each frame.
-            thumbnails: uint8 [T,3,h,w].
-            cues: additional inputs, keys of `CUES`.
-        """
 
 
 def count_bits(tokens: Tokens, sizes: Sequence[int]) -> Tensor:

@@ -1,6 +1,6 @@
 """`Pipeline`: an encoder and a chain of methods, each run at its stage.
 
-video -> pixels methods -> encoder (encoder methods inside) -> tokens methods -> Tokens
+video -> frames method -> pixels methods -> encoder (encoder methods inside) -> tokens methods -> Tokens
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor, nn
 
 from fewtokens.core import files, registry
@@ -20,13 +21,15 @@ from fewtokens.core.encoder import Encoder as Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.hub import Pushable, from_hub
 from fewtokens.core.identity import describe_source, rename_encoder_keys
-from fewtokens.core.inputs import ACCEPTED, is_list_of_videos, read_video, to_frames
+from fewtokens.core.inputs import ACCEPTED, DEFAULT_SIZE, is_list_of_videos, read_video, to_frames
 from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
 from fewtokens.core.plain import conform
 from fewtokens.core.plan import Plan
+from fewtokens.core.selection import FrameSelector, Selection, pool_frames
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.load import load_encoder
+from fewtokens.selection import Scorer, read, select_among
 from fewtokens.video import Video
 
 # Cues with one row per token; they are pooled to the tokens at the input of each method (`Tokens.pool`).
@@ -69,32 +72,37 @@ class Pipeline(Pushable, nn.Module):
         tokens = pipeline(frames)
 
     Args:
-        methods: a spec string, a method, or a sequence of methods. Their stages must be in the order pixels, encoder,
-            tokens. "" or () keeps all tokens.
+        methods: a spec string, a method, or a sequence of methods. Their stages must be in the order frames, pixels,
+            encoder, tokens, with at most one of the stage frames. "" or () keeps all tokens.
         encoder: required for frames; `Tokens` can be reduced without an encoder.
 
     Attributes:
-        methods: the methods, a `ModuleList`.
+        methods: the methods except that of the stage "frames", a `ModuleList`.
+        selector: the method of the stage "frames", or None.
         encoder: the encoder, or None.
 
     Raises:
-        ValueError: the spec is invalid, the stages are out of order, a method of stage "frames" or "llm", a cue that
+        ValueError: the spec is invalid, the stages are out of order, a method of stage "llm", a cue that
             the encoder does not provide, or a method that requires a full grid after one that drops or merges tokens.
     """
 
-    def __init__(self, methods: str | Method | Sequence[Method] = (), encoder: Encoder | None = None) -> None:
+    def __init__(self, methods: str | Method | Sequence[Any] = (), encoder: Encoder | None = None) -> None:
         super().__init__()
         if isinstance(methods, str):
             # Learned methods are built with the encoder's number of channels.
             dim = {} if getattr(encoder, "dim", None) is None else {"dim": encoder.dim}  # type: ignore[union-attr]
             methods = registry.build(methods, **dim) if methods.strip() else ()
-        methods = (methods,) if isinstance(methods, Method) else methods
+        methods = [methods] if isinstance(methods, Method | FrameSelector) else list(methods)
+        selects = bool(methods) and isinstance(methods[0], FrameSelector)
+        self.selector: FrameSelector | None = methods.pop(0) if selects else None
         for method in methods:
             if isinstance(method, Method):
                 method.check_initialized()
         order = list(STAGES)
         stages = [method.stage for method in methods]
         for method in methods:
+            if isinstance(method, FrameSelector):
+                raise ValueError(f"{method.name} selects frames, so it must be the first method of the chain")
             if method.stage not in ("pixels", "encoder", "tokens"):
                 raise ValueError(
                     f"{method.name} has the stage {method.stage!r}, but a pipeline accepts only pixels, encoder and "
@@ -139,7 +147,8 @@ class Pipeline(Pushable, nn.Module):
     @property
     def spec(self) -> str:
         """The spec string of the chain."""
-        return " | ".join(method.spec for method in self.methods if isinstance(method, Method))
+        selector = [] if self.selector is None else [self.selector.spec]
+        return " | ".join([*selector, *(method.spec for method in self.methods if isinstance(method, Method))])
 
     def planned_count(self, grid: Grid) -> int | None:
         """Returns the number of tokens for one video of this grid, or None if it depends on the video."""
@@ -156,8 +165,20 @@ class Pipeline(Pushable, nn.Module):
                 count = min(count, planned)
         return count
 
-    def forward(self, video: Any, times: Tensor | None = None, **cues: Tensor) -> Tokens:
+    def forward(
+        self,
+        video: Any,
+        times: Tensor | None = None,
+        *,
+        question: str | None = None,
+        scorer: str | Scorer | None = None,
+        **cues: Tensor,
+    ) -> Tokens:
         """Encodes and reduces videos.
+
+        A selector reads its frames itself if `video` is a path, selects among the given frames otherwise, and has no
+        effect on a `Video` from `read(select=)`. Frames of several sizes are encoded at full size, and the cells of
+        each are then averaged to its own grid.
 
         Args:
             video: with an encoder: a path (16 frames are read, with a short side of 224 pixels; use `fewtokens.read`
@@ -165,6 +186,7 @@ class Pipeline(Pushable, nn.Module):
                 [3,H,W], a NumPy array (channels first or last), PIL images, or a list of videos. Without an encoder:
                 `Tokens`, to which the methods of the stages "pixels" and "tokens" are applied.
             times: seconds of each frame, [T] or [B,T]. Not accepted with a list of videos.
+            question, scorer: for a selector, see `fewtokens.read`.
             cues: cues that the encoder does not provide, or that `Tokens` need, by name; see
                 `fewtokens.core.method.CUES`. Not accepted with a list of videos.
 
@@ -180,14 +202,32 @@ class Pipeline(Pushable, nn.Module):
                 raise ValueError(f"empty list of videos; a video must be {ACCEPTED}")
             if times is not None or cues:
                 raise ValueError("times and cues are not accepted with a list of videos; run each video separately")
-            return collate([self(item) for item in video])
+            return collate([self(item, question=question, scorer=scorer) for item in video])
+        if self.selector is None and (question is not None or scorer is not None):
+            raise ValueError("question and scorer require a method of the stage frames at the start of the chain")
 
         def run(method: Method, tokens: Tokens, **cues: Any) -> Tokens:
             return method(tokens, **cues)
 
         if isinstance(video, str | os.PathLike):
-            video = read_video(video)
-        tokens = self._run(video, times, cues, run)
+            video = (
+                read_video(video)
+                if self.selector is None
+                else read(os.fspath(video), select=self.selector, question=question, scorer=scorer, size=DEFAULT_SIZE)
+            )
+        selection = video.selection if isinstance(video, Video) else None
+        if self.selector is not None and selection is None:
+            if isinstance(video, Tokens):
+                raise ValueError(
+                    f"{self.selector.name} selects frames before encoding; pass a path or frames, not tokens"
+                )
+            frames, times = to_frames(video, times)
+            if len(frames) != 1:
+                raise ValueError(f"{self.selector.name} selects frames of one video at a time, got {len(frames)}")
+            times = torch.arange(frames.shape[1]) if times is None else torch.as_tensor(times).reshape(-1)
+            selection = select_among(self.selector, frames[0], times, question=question, scorer=scorer)
+            video, times = frames[:, selection.index.to(frames.device)], times[selection.index]
+        tokens = self._run(video, times, cues, run, selection=selection)
         if isinstance(video, Video) and video.path is not None and video.reading is not None:
             with suppress(OSError):  # the file may have been removed since it was read
                 source = {**describe_source(Path(video.path)), "name": video.name}
@@ -262,6 +302,8 @@ class Pipeline(Pushable, nn.Module):
                     f"{reducer.name} cannot be streamed after {extending[0].name}, "
                     "whose tokens extend into later chunks"
                 )
+        if self.selector is not None:
+            raise ValueError(f"{self.selector.spec} selects among all frames of a video and cannot be streamed")
         for method in self.methods:
             if isinstance(method, Method) and method.stage != "encoder" and not method.causal:
                 raise ValueError(
@@ -282,6 +324,7 @@ class Pipeline(Pushable, nn.Module):
         run: Callable[..., Tokens],
         *,
         decided: int = 0,
+        selection: Selection | None = None,
     ) -> Tokens:
         """Encodes and reduces videos, calling `run(method, tokens, **cues)` for each method.
 
@@ -310,6 +353,8 @@ class Pipeline(Pushable, nn.Module):
             )
             cues = encoder_cues | cues
         start = tokens
+        if selection is not None and not selection.full_size:
+            tokens = tokens.apply(pool_frames(tokens, selection))
         for method in after:
             own = {name: cues[name] for name in method.needs if name in cues}
             pooled = {name: tokens.pool(cue, start) for name, cue in own.items() if name in _PER_TOKEN}

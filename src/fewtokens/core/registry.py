@@ -23,10 +23,13 @@ from fewtokens.core import entry_points
 from fewtokens.core.budget import ConflictingArguments
 from fewtokens.core.method import STAGES, Method
 from fewtokens.core.plain import conform
+from fewtokens.core.selection import FrameSelector
 from fewtokens.core.spec import Spec
 from fewtokens.core.syntax import (
+    ALL_KINDS,
     KINDS,
     LAYER_KIND,
+    SELECTION_KIND,
     Link,
     check_argument_names,
     check_name,
@@ -47,13 +50,14 @@ _SIZES = ("dim", "text_dim", "hidden", "heads", "memory", "read", "state", "side
 
 
 def names() -> list[str]:
-    """Returns the names of all methods except those of `layer_names`, baselines first.
+    """Returns the names of all methods from tokens to tokens, baselines first: not of `selector_names`, `layer_names`.
 
     Methods of other packages, which are entry points of the group `fewtokens.methods`, are last. Their packages are
     imported; one that cannot be loaded is skipped, with one warning per process.
     """
     own = [name for kind in KINDS for name in folder(kind)]
-    return [*BASELINES, *(name for name in own if name not in BASELINES), *_external_names()]
+    external_names = [name for name in _external_names(Spec) if name not in _external_names(FrameSelector)]
+    return [*BASELINES, *(name for name in own if name not in BASELINES), *external_names]
 
 
 def layer_names() -> list[str]:
@@ -62,6 +66,16 @@ def layer_names() -> list[str]:
     They need more than tokens, so `names`, which comparisons iterate over, does not contain them.
     """
     return list(folder(LAYER_KIND))
+
+
+def selector_names() -> list[str]:
+    """Returns the names of the methods that select the frames of a video before encoding (`FrameSelector`)."""
+    return [*folder(SELECTION_KIND), *_external_names(FrameSelector)]
+
+
+def every_name() -> list[str]:
+    """Returns the names of all methods: `names`, `selector_names` and `layer_names`."""
+    return [*names(), *selector_names(), *layer_names()]
 
 
 def list_methods(
@@ -75,19 +89,21 @@ def list_methods(
 
     Args:
         pattern: a wildcard pattern of names, with `*` and `?`. Default: all names.
-        kind: only methods of this kind, one of `KINDS` or "layers".
-        stage: only methods of this stage, a key of `fewtokens.core.method.STAGES`. Methods of the stage "llm", which
-            have the kind "layers", are listed only if the stage or the kind is given.
+        kind: only methods of this kind, one of `ALL_KINDS`.
+        stage: only methods of this stage, a key of `fewtokens.core.method.STAGES`. Methods of the stages "frames" and
+            "llm", which have the kinds "selection" and "layers", are listed only if the stage or the kind is given.
         learned: True for only methods with trainable parameters, False for only those without.
 
     Raises:
         ValueError: `kind` is not a kind, or `stage` is not a stage.
     """
-    if kind is not None and kind not in (*KINDS, LAYER_KIND):
-        raise ValueError(f"kind must be one of {', '.join((*KINDS, LAYER_KIND))}, got {kind!r}")
+    if kind is not None and kind not in ALL_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(ALL_KINDS)}, got {kind!r}")
     if stage is not None and stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
-    candidates = layer_names() if stage == "llm" or kind == LAYER_KIND else names()
+    candidates = names()
+    if stage in ("frames", "llm") or kind in (SELECTION_KIND, LAYER_KIND):
+        candidates = [*selector_names(), *layer_names()]
     return [
         name
         for name in fnmatch.filter(candidates, pattern)
@@ -118,7 +134,7 @@ def create_method(name: str, **arguments: Any) -> Any:
 
 def get_kind(name: str) -> str:
     """Returns the kind of a method, which is its folder in `fewtokens.methods`, or "other packages"."""
-    return next((kind for kind in (*KINDS, LAYER_KIND) if name in folder(kind)), "other packages")
+    return next((kind for kind in ALL_KINDS if name in folder(kind)), "other packages")
 
 
 def get(name: str) -> type[Any]:
@@ -130,7 +146,7 @@ def get(name: str) -> type[Any]:
     """
     check_name(name)
     kind = get_kind(name)
-    if kind in (*KINDS, LAYER_KIND):
+    if kind in ALL_KINDS:
         return _class_of(import_module(f"fewtokens.methods.{kind}.{name}"))
     return _load_external(external()[name])
 
@@ -158,16 +174,16 @@ def _load_external(point: EntryPoint) -> type[Any]:
     return loaded
 
 
-def _external_names() -> list[str]:
-    """Returns the names of the entry points that can be loaded."""
+def _external_names(base: type[Spec]) -> list[str]:
+    """Returns the names of the entry points that can be loaded and are subclasses of `base`."""
     usable = []
     for name, point in sorted(external().items()):
         try:
-            _load_external(point)
+            loaded = _load_external(point)
         except ValueError as error:
             entry_points.warn_once(f"{error}; skipped")
         else:
-            usable.append(name)
+            usable += [name] if issubclass(loaded, base) else []
     return usable
 
 
@@ -307,7 +323,8 @@ def accepts_default_keep(name: str, arguments: dict[str, Any], *, last: bool) ->
         last: whether it is the last method of the chain.
     """
     kind = get(name)
-    if "keep" not in inspect.signature(kind).parameters or "keep" in arguments:
+    # The default budget is one of tokens, not of frames.
+    if kind.stage == "frames" or "keep" not in inspect.signature(kind).parameters or "keep" in arguments:
         return False
     check_arguments(name, arguments)
     if getattr(_build_on_meta(name, arguments), "budget", None) is None and not last:

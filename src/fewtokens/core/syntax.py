@@ -18,8 +18,10 @@ from fewtokens.core import entry_points
 from fewtokens.core.plain import one_line
 
 # A method is a file in one of these folders of `fewtokens.methods` and has the name of the file.
-KINDS = ("baselines", "pruning", "merging", "clustering", "pooling", "learned", "selection", "memory", "quantizers")
-LAYER_KIND = "layers"
+KINDS = ("baselines", "pruning", "merging", "clustering", "pooling", "learned", "memory", "quantizers")
+# Their methods do not map tokens to tokens: they select frames before encoding, or act inside a language model.
+SELECTION_KIND, LAYER_KIND = "selection", "layers"
+ALL_KINDS = (*KINDS, SELECTION_KIND, LAYER_KIND)
 
 # Longer than any real chain: characters, and methods.
 MAX_LENGTH, MAX_LINKS = 10_000, 100
@@ -50,7 +52,7 @@ def folder(kind: str) -> tuple[str, ...]:
 
 def own_names() -> list[str]:
     """Returns the names of all methods of this package, by kind."""
-    return [name for kind in (*KINDS, LAYER_KIND) for name in folder(kind)]
+    return [name for kind in ALL_KINDS for name in folder(kind)]
 
 
 def external() -> dict[str, EntryPoint]:
@@ -61,7 +63,7 @@ def external() -> dict[str, EntryPoint]:
 @cache
 def parameters(name: str) -> tuple[str, ...] | None:
     """Returns the arguments of a method, see `constructor_arguments`; None if another package defines it."""
-    kinds = [kind for kind in (*KINDS, LAYER_KIND) if name in folder(kind)]
+    kinds = [kind for kind in ALL_KINDS if name in folder(kind)]
     return constructor_arguments(Path(methods.__path__[0]) / kinds[0] / f"{name}.py", name) if kinds else None
 
 

@@ -17,7 +17,7 @@ from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.load import load_encoder
-from fewtokens.video import read
+from fewtokens.selection import Scorer, read
 
 
 def tokenize(
@@ -28,6 +28,8 @@ def tokenize(
     keep: float | int | str | None = None,
     frames: int = DEFAULT_FRAMES,
     size: int = DEFAULT_SIZE,
+    question: str | None = None,
+    scorer: str | Scorer | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
 ) -> Tokens:
@@ -42,8 +44,9 @@ def tokenize(
         encoder: an encoder, or a name for `load_encoder`. Default: "patches", which needs no weights.
         keep: budget of the methods in the spec that do not set one: a fraction of the cells (0.1), a count (32) or a
             count per frame ("8/frame"). None for the default of each method.
-        frames: number of evenly spaced frames to read from a path. Default: 16.
+        frames: number of evenly spaced frames to read from a path, unless the first method selects them. Default: 16.
         size: short side of the frames read from a path, in pixels. Default: 224.
+        question, scorer: for a method of the stage "frames", see `fewtokens.read`.
         device: device of the encoder and the methods. Default: that of the encoder.
         seed: random seed of stochastic methods, and of the initial parameters of learned methods without a checkpoint.
 
@@ -66,12 +69,17 @@ def tokenize(
 
     def prepare(item: Any, check: Check | None = None) -> Any:
         is_path = isinstance(item, str | os.PathLike)
+        if is_path and pipeline.selector is not None:
+            select = pipeline.selector
+            return read(os.fspath(item), select=select, question=question, scorer=scorer, size=size, progress=check)
         return read(os.fspath(item), frames=frames, size=size, progress=check) if is_path else item
+
+    cues = {} if pipeline.selector is None else {"question": question, "scorer": scorer}
 
     with torch.inference_mode():
         if is_list_of_videos(video) and video:
             with map_ahead(prepare, video, reading_threads()) as ahead:
-                tokens = collate([pipeline(item) for item in ahead])
+                tokens = collate([pipeline(item, **cues) for item in ahead])
         else:
-            tokens = pipeline(prepare(video))
+            tokens = pipeline(prepare(video), **cues)
     return tokens.replace(meta={**tokens.meta, "seed": seed}) if "source" in tokens.meta else tokens

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fewtokens.core.selection import FrameSelector
 from fewtokens.llm.attach import check_free, layer_hooks
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline, split_chain
@@ -26,7 +27,9 @@ from fewtokens.llm.prompts import Processor, inputs_on
 from fewtokens.llm.tower_run import TowerMethods
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
 from fewtokens.profiling.memory import peak_memory
-from fewtokens.video import Video, read
+from fewtokens.selection import Scorer, load_scorer, read
+from fewtokens.selection.choose import load_selector
+from fewtokens.video import Video
 from fewtokens.video.images import is_image
 
 
@@ -95,6 +98,9 @@ class Session:
         spec: a chain of methods, see `attach`; "" keeps all tokens. Default: the model's own methods, if it has any.
         frames: the number of evenly spaced frames per video. Default: `num_frames` of the processor.
         fps: frames per second, instead of `frames`.
+        select, scorer: the method that selects the frames to read of a file, instead of `frames`, and what scores their
+            relevance for the question; see `fewtokens.read`. Frames have one size: the sizes that a selector chooses
+            are ignored.
         layout, positions, tower: see `compress`.
         cache_size: the number of videos, the most recently used ones, whose features stay in memory.
 
@@ -113,6 +119,8 @@ class Session:
         frames: int | None = None,
         *,
         fps: float | None = None,
+        select: str | FrameSelector | None = None,
+        scorer: str | Scorer | None = None,
         layout: str = "per_frame",
         positions: str | None = None,
         tower: str = "kept",
@@ -124,6 +132,10 @@ class Session:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
         if cache_size < 1:
             raise ValueError(f"cache_size must be at least 1, got {cache_size}")
+        if select is not None and (frames is not None or fps is not None):
+            raise ValueError("pass select= or frames= and fps=, not both")
+        self.select = None if select is None else load_selector(select)
+        self.scorer = None if scorer is None else load_scorer(scorer)
         model = unwrap(model)
         self.model, self.processor, self.backend = model, processor, backend_of(model)
         self.fps, self.cache_size = fps, cache_size
@@ -142,7 +154,8 @@ class Session:
 
     def unreduced(self) -> Session:
         """Returns a session with all visual tokens, which shares read and encoded videos with this one."""
-        other = Session(self.model, self.processor, "", self.frames, fps=self.fps, cache_size=self.cache_size)
+        other = Session(self.model, self.processor, "", cache_size=self.cache_size)
+        other.frames, other.fps, other.select, other.scorer = self.frames, self.fps, self.select, self.scorer
         other.needs, other.rule = self.needs, self.rule
         other.progress, other._encoded = self.progress, self._encoded
         return other
@@ -183,7 +196,8 @@ class Session:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         check_free(self.model)
         clock = Clock(self.model.device)
-        key = video_key(video), *self.tower_methods.specs
+        by_question = self.select is not None and {"relevance", "question"} & set(self.select.needs)
+        key = video_key(video), question if by_question else None, *self.tower_methods.specs
         encoded, prompt = self._encode(key, video, question, clock)
         self._report("reducing")
         short = self._reduce(key, encoded, prompt)
@@ -205,7 +219,7 @@ class Session:
             return cached, self._prompt(cached.text, question, cached.kind) | cached.inputs
         self.processor.render(question)  # raises errors before the work
         self._report("reading")
-        clip = video if isinstance(video, Video) else self._read(video)
+        clip = video if isinstance(video, Video) else self._read(video, question)
         if not isinstance(video, Video) and is_image(Path(video)) and len(clip) == 1 and self.backend.has_images:
             (prepared,) = self.processor.prepare_images(self.model, [clip])
             kind, items = "image", [[("image", 1)] * prepared.tiles]
@@ -234,7 +248,9 @@ class Session:
             self._encoded.popitem(last=False)
         return cached, prompt | other_inputs
 
-    def _read(self, video: str | Path) -> Video:
+    def _read(self, video: str | Path, question: str) -> Video:
+        if self.select is not None:
+            return read(video, select=self.select, question=question, scorer=self.scorer, size=self.processor.read_size)
         return read(video, frames=self.frames, fps=self.fps, size=self.processor.read_size)
 
     def _prompt(self, text: str, question: str, kind: str) -> dict[str, Any]:

@@ -35,6 +35,8 @@ _METHODS = (
     "multi_scale_vq", "gaussian", "tail_drop", "learned_queries", "deformable_queries", "stochastic_vq",
     "attention_vq", "frozen_vq", "position_vq", "dual_vq", "grouped_residual_vq", "bottleneck",
     "hierarchical_fsq", "stream_vq", "geometry_vq",
+    "uniform_frames", "random_frames", "scene_changes", "keyframes", "max_min_frames", "aks",
+    "f2c", "quota", "kffocus", "dcode", "timemarker", "intp", "videoitg",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 

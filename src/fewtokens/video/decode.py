@@ -103,6 +103,11 @@ class VideoFile:
     def source_size(self) -> int | None:
         return self.path.stat().st_size
 
+    @property
+    def keyframes(self) -> NDArray[np.int64] | None:
+        """Indices of the keyframes, int64 [m]; None if frames are located by counting."""
+        return np.searchsorted(self.index.pts, self.index.keys) if self.by_index else None
+
     def scaler(self, size: Size | None) -> Scaler:
         return Scaler(size, self.name, self.aspect)
 

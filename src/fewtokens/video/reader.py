@@ -20,6 +20,7 @@ from torch import Tensor
 from fewtokens.core.shapes import shape_repr
 from fewtokens.video.container import reason
 from fewtokens.video.decode import DEFAULT_FPS, IndexMismatch, Progress, VideoFile
+from fewtokens.video.footage import Choice, Footage, chooser
 from fewtokens.video.images import Animation, Folder, is_image
 from fewtokens.video.scale import Scaler
 from fewtokens.video.select import Size, check_bytes, check_request, select_frames
@@ -27,6 +28,8 @@ from fewtokens.video.types import Video, VideoError
 
 # Maps the seconds of all frames to the indices of the frames to read.
 Picker = Callable[[NDArray[np.float64]], NDArray[np.int64]]
+# Maps a source to the indices of the frames to read.
+Select = Callable[["Source"], NDArray[np.int64]]
 T = TypeVar("T")
 
 
@@ -57,6 +60,9 @@ def read(
     start: float = 0.0,
     end: float | None = None,
     pick: Picker | None = None,
+    select: Any = None,
+    question: str | None = None,
+    scorer: Any = None,
     video_stream: int | None = None,
     allow_truncated: bool = False,
     progress: Progress | None = None,
@@ -66,8 +72,10 @@ def read(
         video = fewtokens.read("clip.mp4", frames=16, size=224)
         video.frames.shape  # [16, 3, 224, 398] for a video of 1280 x 720 pixels
 
-    Results are deterministic, and equal to those of `stream`. At most one of `frames`, `fps` and `pick` may be given;
-    without them all frames are read.
+    Results are deterministic, and equal to those of `stream`. At most one of `frames`, `fps`, `pick` and `select` may
+    be given; without them all frames are read.
+
+        video = fewtokens.read("film.mp4", select="aks(keep=32)", question="Who opens it?", scorer="clip:clip-vit-b32")
 
     Args:
         source: a video file; an image (one frame, all frames of an animated WebP or PNG, or all pages of a TIFF); a
@@ -82,6 +90,11 @@ def read(
         end: only frames before this time, in seconds, are read. Default: the end of the video.
         pick: a function that maps the seconds of all frames, float64 [n], to the indices of the frames to read, in any
             order, with or without repeats. Excludes `frames`, `fps`, `start` and `end`.
+        select: a frame selector or its spec, such as "aks(keep=32)", see `fewtokens.core.selection`. Thumbnails of its
+            candidates are decoded first, if it needs them, and then only the selected frames in full. All frames are
+            read at one size; `Video.selection` has the sizes that the selector chose.
+        question: the question, for selectors by relevance.
+        scorer: what scores the relevance of frames, see `fewtokens.selection.load_scorer`. Default: none.
         video_stream: index of the video stream if the file has several. Default: the one that FFmpeg ranks best.
         allow_truncated: whether to read all frames of a damaged file that can be decoded, including those after the
             damage, instead of raising an error.
@@ -98,44 +111,72 @@ def read(
     check_request(frames, fps, size, start, end)
     if pick is not None and (frames is not None or fps is not None or start or end is not None):
         raise ValueError("pick= cannot be combined with frames, fps, start and end")
+    if select is None and (question is not None or scorer is not None):
+        raise ValueError("question= and scorer= require select=")
+    if select is not None and (frames is not None or fps is not None or pick is not None):
+        raise ValueError("select= cannot be combined with frames, fps and pick; set keep and rate of the selector")
+    choose = None if select is None else chooser(select, question, scorer)
+    choice: Choice | None = None
     name = str(source) if isinstance(source, str | os.PathLike) else "array"
 
-    def select(times: NDArray[np.float64]) -> NDArray[np.int64]:
-        return select_frames(times, frames, fps, start, end, name) if pick is None else _call_picker(pick, times)
+    def indices(source: Source) -> NDArray[np.int64]:
+        nonlocal choice
+        if pick is not None:
+            return _call_picker(pick, source.times)
+        span = select_frames(source.times, frames, fps, start, end, name)
+        if choose is None:
+            return span
+        choice = choose(_footage(source, span))
+        selected = span[choice.index.numpy()]
+        choice.selection = replace(choice.selection, index=torch.from_numpy(selected))
+        return selected
 
     with _as_video_error(name):
         video = _read(
             _open(source, video_stream, allow_truncated, progress),
-            select,
+            indices,
             size,
-            frames is None and pick is None,
+            frames is None and pick is None and select is None,
             progress,
         )
+    if choice is not None:
+        video = replace(video, selection=choice.selection)
     if video.path is None or pick is not None:
         return video
     reading = {
-        "frames": len(video) if frames is None and fps is None else frames,
+        "frames": len(video) if frames is None and fps is None and choice is None else frames,
         "fps": fps,
         "size": min(video.size) if size is None else size,
         "start": start,
         "end": end,
         "video_stream": video_stream,
         "allow_truncated": allow_truncated,
+        **({} if choice is None else choice.arguments),
     }
     return replace(video, reading=reading)
 
 
-def _read(video: Source, select: Picker, size: Size | None, sequential: bool, progress: Progress | None) -> Video:
+def _footage(source: Source, span: NDArray[np.int64]) -> Footage:
+    """The frames of a source at these indices, before decoding."""
+    keyframes = source.keyframes if isinstance(source, VideoFile) else None
+
+    def read_small(indices: NDArray[np.int64], size: int) -> Tensor:
+        return _read_parallel(source, indices, size, None).frames
+
+    return Footage(source.name, source.times, keyframes, span, read_small)
+
+
+def _read(video: Source, select: Select, size: Size | None, sequential: bool, progress: Progress | None) -> Video:
     """Reads the selected frames; `sequential`: whether a file with a wrong index may be read from start to end."""
     try:
-        return _read_parallel(video, select(video.times), size, progress)
+        return _read_parallel(video, select(video), size, progress)
     except IndexMismatch:
         assert isinstance(video, VideoFile)
     if sequential:
         sequence = _read_sequential(video, select, video.scaler(size))
         return _make_chunk(next(sequence), sequence, len(video.times))
     video = video.counted(progress)
-    return _read_parallel(video, select(video.times), size, progress)
+    return _read_parallel(video, select(video), size, progress)
 
 
 def stream(
@@ -180,7 +221,7 @@ def stream(
     with _as_video_error(name):
         source = _open(Path(path), video_stream, allow_truncated, None)
         sequence = _read_sequential(
-            source, lambda times: select_frames(times, None, fps, start, end, name), source.scaler(size)
+            source, lambda source: select_frames(source.times, None, fps, start, end, name), source.scaler(size)
         )
         for first in sequence:
             yield _make_chunk(first, islice(sequence, chunk - 1), chunk)
@@ -198,11 +239,11 @@ class _Frame:
     __repr__ = shape_repr
 
 
-def _read_sequential(source: Source, select: Picker, scaler: Scaler) -> Iterator[_Frame]:
+def _read_sequential(source: Source, select: Select, scaler: Scaler) -> Iterator[_Frame]:
     """Yields frames; after an index mismatch, continues after the last yielded frame and locates frames by counting."""
     latest = -np.inf
     while True:
-        indices = select(source.times)
+        indices = select(source)
         indices = indices[source.times[indices] > latest]
         decoded = chain.from_iterable(source.frames(part) for part in source.parts(indices))
         try:

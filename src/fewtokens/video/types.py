@@ -30,6 +30,8 @@ class Video:
         fps: average frames per second of the source, or None if unknown.
         path: path of the source, or None for an array.
         source_size: size of the file in bytes, or None if the source is not a file.
+        selection: the `fewtokens.core.selection.Selection` of `read(select=)`, with indices among all frames of the
+            source; None otherwise.
         reading: arguments of `read` that select these frames of `path`, as plain values; None for an array, for
             frames that `pick` chose, and for a chunk of a stream.
         size: height and width in pixels.
@@ -44,6 +46,7 @@ class Video:
     path: str | None = None
     source_size: int | None = None
     reading: Mapping[str, Any] | None = None
+    selection: Any = None
 
     __repr__ = shape_repr
 

@@ -1,0 +1,1 @@
+"""Selectors: which frames of a video are read, decided from their times, thumbnails and a question."""
