@@ -2,7 +2,8 @@
 
     taskset -c 1 python benchmarks/longvideo.py [NAME ...]   # names of settings; default: all. About 15 minutes.
 
-Scenes of 32 codes and 8 frames that occur once (2 in a minute), with noise, at 1 frame per second; three videos each, as a batch.
+Scenes of 32 codes and 8 frames that occur once (2 in a minute), with noise, at 1 frame per second; three videos each,
+pushed as a batch.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def main() -> None:
             "python benchmarks/longvideo.py",
             rows,
             "Accuracy by kind of question, mean of three videos; count error: scenes of a code; bytes of the state of "
-            "one video; microseconds of CPU per frame of a batch of three; last tenth: time per frame of the last tenth of "
-            "the video divided by that of the sixth, fastest half of the chunks. Text only: without the video.",
+            "one video; microseconds of CPU per frame of a batch of three; last tenth: time per frame of the last "
+            "tenth of the video divided by that of the sixth, fastest half of chunks. Text only: without the video.",
         )
 
 

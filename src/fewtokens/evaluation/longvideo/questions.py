@@ -43,7 +43,8 @@ class Recall:
         similarity = F.normalize(single.features[0].float(), dim=1) @ script.codes.T
         spans = torch.tensor(tokens.meta["spans"][video], dtype=torch.float64).reshape(-1, 2)
         assert single.grid.times is not None
-        return Recall(similarity.argmax(1), single.grid.times.reshape(-1), *spans.unbind(1), script.num_scenes)
+        first, last = spans.unbind(1)
+        return Recall(similarity.argmax(1), single.grid.times.reshape(-1), first, last, script.num_scenes)
 
     def at(self, seconds: Tensor) -> Tensor:
         """Returns the code at each second: of the shortest slot that contains it, else of the nearest slot."""
