@@ -23,7 +23,7 @@ from fewtokens.evaluation.longvideo.script import Script, stream
 SEEDS = (0, 1, 2)
 ALL = (
     "ring({cap})", "reservoir({cap})", "halving({cap})", "tome_cap({cap})", "kmeans_cap({cap}, recent={large})",
-    "moviechat({cap})", "moviechat({cap}, short=1, keep=1)", "moviechat({cap}, short=1, keep=1, variant='paper')",
+    "moviechat({cap})", "moviechat({cap}, short=1, slots=1)", "moviechat({cap}, short=1, slots=1, variant='paper')",
     "videoscan({cap})", "ring(1)",
 )  # fmt: skip
 FEW = (ALL[1], *ALL[6:9])

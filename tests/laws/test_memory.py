@@ -21,7 +21,7 @@ SPECS = [
     "halving(6)",
     "kmeans_cap(6, recent=3)",
     "moviechat(6, short=4)",
-    "moviechat(6, short=1, keep=1)",
+    "moviechat(6, short=1, slots=1)",
     "moviechat(4, short=5, variant='code')",
     "reservoir(6)",
     "ring(6)",
@@ -244,7 +244,7 @@ def needles(spec: str, T: int, at: list[int]) -> torch.Tensor:
 
 def test_a_needle():
     at = torch.randint(20, 1900, (10,), generator=torch.Generator().manual_seed(0)).tolist()
-    assert bool(needles("moviechat(64, short=1, keep=1)", 2000, at).all())
+    assert bool(needles("moviechat(64, short=1, slots=1)", 2000, at).all())
     assert bool(needles("videoscan(64)", 2000, at).all())
     assert not bool(needles("ring(64)", 2000, at).any())
     assert needles("halving(64)", 2000, at).tolist() == [index % 32 == 0 for index in at]

@@ -148,9 +148,8 @@ class _Layer(nn.Module):
         super().__init__()
         self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, 8)
         self.norm2, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
-        nn.init.zeros_(self.attention.out.weight)
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
+        for parameter in (self.attention.out.weight, *self.mlp[-1].parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, context: Tensor | None, mask: Tensor) -> Tensor:
         """[B,N,C], attending to a context [B,K,C] (None for itself) with mask [B,K]."""
