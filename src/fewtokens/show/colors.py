@@ -37,6 +37,7 @@ _METHODS = (
     "hierarchical_fsq", "stream_vq", "geometry_vq",
     "uniform_frames", "random_frames", "scene_changes", "keyframes", "max_min_frames", "aks",
     "f2c", "quota", "kffocus", "dcode", "timemarker", "intp", "videoitg",
+    "ring", "reservoir", "halving", "tome_cap", "kmeans_cap", "moviechat", "videoscan", "videollamb",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 
