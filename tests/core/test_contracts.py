@@ -11,11 +11,11 @@ from torch import Tensor
 
 import fewtokens
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import FrameSelector, Memory, Method, Quantized, Quantizer, Reducer, Resampler, Selection
+from fewtokens.core.method import FrameSelector, Method, Quantized, Quantizer, Reducer, Resampler, Selection
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from tests.helpers.clips import assert_same_tokens, clip
+from tests.helpers.clips import clip
 
 
 class Signs(Quantizer):
@@ -84,45 +84,6 @@ class TestQuantizer:
         # A method that requires the full grid may follow.
         out = Pipeline("hourglass(0.5)").methods[0](method(clip()))
         assert out.count.tolist() == [60, 60]
-
-
-class Newest(Memory):
-    """Keeps the last `keep` tokens."""
-
-    def __init__(self, keep: int = 8) -> None:
-        super().__init__()
-        self.keep = keep
-
-    def push(self, tokens: Tokens, state: Tokens | None = None, **cues: Tensor) -> Tokens:
-        newest = torch.arange(tokens.N, device=tokens.device) >= tokens.count[:, None] - self.keep
-        return tokens.apply(Plan.keep(newest & tokens.mask))
-
-    def read(self, state: Tokens, **cues: Tensor) -> Tokens:
-        return state
-
-    def max_bytes(self, grid: Grid, dim: int) -> int:
-        return self.keep * (dim * 4 + 30) + 8 * grid.cells
-
-
-class TestMemory:
-    def test_streaming(self):
-        method, tokens = Newest(), clip(B=1)
-        full = method(tokens)
-        parts = [clip(T=1, B=1, seed=seed) for seed in range(3)]
-        state, outputs = None, []
-        pipeline = Pipeline([method])
-        for part in parts:
-            out, state = pipeline.step(part, state)
-            outputs.append(out)
-        assert_same_tokens(pipeline.join(outputs), method(parts[-1]))
-        assert full.count.tolist() == [8]
-        assert method.causal
-
-    def test_the_state_is_within_max_bytes(self):
-        tokens = clip(B=1)
-        state = Newest().push(tokens)
-        values = [state.features, state.positions, state.sizes, state.mask, state.assignment]
-        assert sum(value.numel() * value.element_size() for value in values) <= Newest().max_bytes(tokens.grid, 24)
 
 
 class EveryOther(FrameSelector):
@@ -209,9 +170,9 @@ class TestMethod:
                 call(fewer)
 
     def test_a_single_method_is_accepted(self):
-        method = Newest()
+        method = fewtokens.create_method("ring", cap=2)
         assert list(Pipeline(method).methods) == [method]
-        out = fewtokens.tokenize(torch.zeros(2, 3, 32, 32), method)
+        out = fewtokens.tokenize(torch.zeros(3, 3, 32, 32), method)
         assert out.count.tolist() == [8]
 
     def test_an_unregistered_method_cannot_be_saved(self, tmp_path):

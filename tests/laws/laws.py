@@ -6,6 +6,12 @@ other kept token is bitwise unchanged.
 
 from __future__ import annotations
 
+import ast
+import inspect
+from collections.abc import Callable
+
+from fewtokens.core.method import CUES, STAGES, Method
+
 # Every input cell is assigned to a token.
 PARTITION = {
     "attention_vq", "bsq", "centerclip", "downsample", "dpc_knn", "dual_vq", "dynamic_pool", "frame_fusion",
@@ -35,3 +41,20 @@ UNORDERED = {"learned_queries", "vqtoken"}
 CONSTANT_MEMORY = {"token_turing"}
 # A code that changes by rounding changes the codes of all finer scales.
 ROUNDING_CASCADES = {"hierarchical_fsq", "multi_scale_vq"}
+
+
+def check_metadata(method: Method, build: Callable[[str], Method]) -> None:
+    """Asserts that a method is described, and that its arguments are plain values with defaults."""
+    assert method.stage in STAGES
+    assert set(method.needs) <= set(CUES)
+    assert method.paper
+    assert method.license
+    assert method.cost
+    assert inspect.getdoc(type(method)) != inspect.getdoc(Method)
+    parameters = inspect.signature(type(method)).parameters.values()
+    assert "Args:" in inspect.getdoc(type(method)) or not parameters
+    assert len(parameters) <= 8
+    assert all(p.default is not inspect.Parameter.empty for p in parameters)
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in list(parameters)[1:])
+    assert all(ast.literal_eval(repr(value)) == value for value in method.arguments.values())
+    assert build(method.spec).spec == method.spec

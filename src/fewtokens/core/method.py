@@ -1,8 +1,8 @@
 """The base classes of methods.
 
 Most methods extend `Reducer`, which decides a `Plan` that `Tokens.apply` carries out, or `Resampler`, which computes
-new features and their attribution. `Quantizer` assigns codes, `Memory` summarizes an endless stream, and
-`FrameSelector` chooses frames before decoding. Any other method extends `Method` and overrides `forward`.
+new features and their attribution. `Quantizer` assigns codes, `fewtokens.core.memory.Memory` summarizes an endless
+stream, and `FrameSelector` chooses frames before decoding. Any other method extends `Method` and overrides `forward`.
 """
 
 from __future__ import annotations
@@ -480,61 +480,6 @@ class Quantizer(Method):
     @final
     def step(self, tokens: Tokens, state: Any = None, **cues: Any) -> tuple[Tokens, Any]:
         return (self(tokens, **cues), None) if self.causal else super().step(tokens, state, **cues)
-
-
-class Memory(Method):
-    """A method that summarizes an endless stream in bounded memory and can be read at any time.
-
-    `push` takes the stream chunk by chunk:
-
-        state = None
-        for chunk in chunks:
-            state = memory.push(chunk, state)
-        tokens = memory.read(state)
-    """
-
-    @abstractmethod
-    def push(self, tokens: Tokens, state: Any = None, **cues: Any) -> Any:
-        """Adds the next frames of each video.
-
-        Args:
-            tokens: the tokens of these frames.
-            state: the state that the previous call returned, or None for an empty memory.
-            cues: the cues of these tokens, by name.
-
-        Returns:
-            The new state.
-        """
-
-    @abstractmethod
-    def read(self, state: Any, **cues: Any) -> Tokens:
-        """Returns tokens that summarize all frames pushed so far."""
-
-    @abstractmethod
-    def max_bytes(self, grid: Grid, dim: int) -> int:
-        """Returns an upper bound of the bytes of the state of one video.
-
-        Args:
-            grid: grid of a chunk; its H and W are those of the frames.
-            dim: number of channels, in float32.
-        """
-
-    @property
-    def causal(self) -> bool:
-        return True
-
-    @final  # type: ignore[misc]
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        return self.read(self.push(tokens, None, **cues), **cues)
-
-    @final
-    def step(self, tokens: Tokens, state: Any = None, **cues: Any) -> tuple[Tokens, Any]:
-        state = self.push(tokens, state, **cues)
-        return self.read(state, **cues), state
-
-    def join(self, chunks: Sequence[Tokens]) -> Tokens:
-        """Returns the last output, which summarizes the full video."""
-        return chunks[-1]
 
 
 @dataclass(frozen=True, eq=False)
