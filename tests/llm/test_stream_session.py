@@ -10,6 +10,7 @@ import torch
 from fewtokens.core import files
 from fewtokens.llm import Session, StreamSession, attach
 from fewtokens.video import Video, synthetic
+from tests.llm.test_composed import parts  # noqa: F401
 from tests.llm.test_session import FIRST, SECOND, loaded
 from tests.llm.tiny import FAMILIES, TUBELET
 
@@ -131,6 +132,12 @@ def test_the_prompt_names_the_second_of_a_slot(monkeypatch):
     assert texts[0].startswith("<16.0 seconds>") and texts[0].count("seconds") == 1
 
 
+def test_a_snapshot_of_half_a_tubelet(tmp_path):
+    session, back = push(stream("qwen2_vl"), 1), stream("qwen2_vl")
+    back.restore(session.snapshot(tmp_path / "state.safetensors"))
+    assert push(back, 5, 2, 1).ask(FIRST, 3).text == push(stream("qwen2_vl"), 5).ask(FIRST, 3).text
+
+
 def test_methods_before_the_memory(tmp_path):
     spec = "dtd(tau=1.0) | tail_drop(keep='4/frame') | ring(cap=3)"
     session = push(stream("llava_onevision", spec))
@@ -225,3 +232,18 @@ def test_the_default_memory_and_a_video_as_chunk():
     session = StreamSession(*loaded("llava_onevision"))
     session.push(Video(CLIP.frames[:7], CLIP.times[:7] + 100))
     assert session.second == float(CLIP.times[6]) + 100 and session.ask(FIRST, 2).tokens == 7 * 16
+
+
+def test_a_composed_model(parts):  # noqa: F811
+    from fewtokens.llm.prompts import ComposedProcessor
+    from tests.llm.test_composed import build
+
+    for options in ({}, {"positions": "renumber"}):
+        model = build(parts, **options).eval()
+        processor = ComposedProcessor(parts / "llm", model, num_frames=8, read_size=32)
+        session = push(StreamSession(model, processor, "ring(cap=8)"), chunk=3)
+        whole = Session(model, processor, "").ask(CLIP, "what happens", 3)
+        answer = session.ask("what happens", 3)
+        assert (answer.text, answer.tokens, answer.prompt_tokens) == (whole.text, whole.tokens, whole.prompt_tokens)
+    with pytest.raises(ValueError, match="two encoders or with streams"):
+        StreamSession(build(parts, streams="slow_fast"), processor, "ring(cap=8)")

@@ -356,7 +356,8 @@ class StreamSession:
         """
         if self.second is None:
             raise ValueError("no frame was pushed yet, so there is no state to save")
-        tensors = {f"memory.{index}": leaf for index, leaf in enumerate(tree_flatten(self._state)[0])}
+        leaves = [] if self._state is None else tree_flatten(self._state)[0]
+        tensors = {f"memory.{index}": leaf for index, leaf in enumerate(leaves)}
         tensors |= {f"pending.{index}": frame for index, (frame, _) in enumerate(self._pending)}
         for index, state in enumerate([*self._method_states, self._last_cells]):
             tensors |= {f"method.{index}.{number}": tensor for number, tensor in enumerate(_tensors(state))}
