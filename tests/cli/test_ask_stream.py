@@ -75,6 +75,21 @@ def test_questions_from_the_terminal(model, camera):
     found = answers(ask(model, "--stream", camera, "--json", typed=f"{FIRST}\n\n{SECOND}\n"))
     assert [row["question"] for row in found["answers"]] == [FIRST, SECOND] and found["frames"] == 16
     assert "no question" in ask(model, "--stream", camera, code=2).stderr
+    done = ask(model, "--stream", camera, "--json", typed=f"what is <image>\n{FIRST}\n")
+    assert [row["question"] for row in answers(done)["answers"]] == [FIRST] and "a special token" in done.stderr
+
+
+def test_ctrl_c_ends_the_stream(model, camera, tmp_path, monkeypatch):
+    def frames(*args: Any) -> Any:
+        yield from list(stream(camera, fps=1, chunk=1))[:4]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fewtokens.cli.ask.frames_of", frames)
+    state = tmp_path / "state.safetensors"
+    done = ask(model, "--stream", camera, FIRST, "--json", "--snapshot", state)
+    found = answers(done)
+    assert found["second"] == 3 and not found["complete"] and len(found["answers"]) == 1 and state.is_file()
+    assert "the stream ends: stopped; the last frame is at 3.0 s" in done.stderr
 
 
 def test_a_scene_change_answers_the_last_question_again(model, camera, tmp_path):
@@ -153,11 +168,9 @@ def test_a_url_and_a_device(model, camera, monkeypatch):
 
 
 def test_errors(model, camera, tmp_path):
-    for spec, message in (("kmeans(keep=5)", "a stream requires a memory"), ("", "")):
-        if message:
-            words = ["ask", "--stream", camera, FIRST, "--model", model, "--device", "cpu", "--with", spec]
-            done = CliRunner().invoke(app, list(map(str, words)))
-            assert done.exit_code == 2 and message in done.stderr
+    words = ["ask", "--stream", camera, FIRST, "--model", model, "--device", "cpu", "--with", "kmeans(keep=5)"]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 2 and "a stream requires a memory" in done.stderr
     (tmp_path / "state.safetensors").write_bytes(b"nothing")
     words = ("--stream", camera, FIRST, "--resume", tmp_path / "state.safetensors")
     assert "state.safetensors" in ask(model, *words, code=2).stderr

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fewtokens.llm import Answer, StreamSession
     from fewtokens.video import Video
 
+_STOPPED = "stopped"
 _WITH_SECOND = re.compile(r"(\d+(?:\.\d+)?)[\t ]+(\S.*)")
 
 
@@ -161,9 +162,7 @@ class StreamRun:
             self.say(f"at {self.session.second:.1f} s")
             if scenes and self.last is not None:
                 self._ask(self.last, scene=True)
-            if self.terminal is not None:
-                for question in self.terminal.questions(wait=False):
-                    self._ask(question)
+            self._ask_typed(wait=False)
             video, problem = _next(frames)
         if self.session.second is None:
             raise ValueError(problem or "the stream has no frames")
@@ -173,10 +172,16 @@ class StreamRun:
         self._ask_until(self.session.second + (1 / fps if problem is None else 0.0), before=False)
         for question in self.final:
             self._ask(question)
-        if self.terminal is not None:
-            for question in self.terminal.questions(wait=True):
-                self._ask(question)
+        self._ask_typed(wait=problem != _STOPPED)
         return problem is None
+
+    def _ask_typed(self, *, wait: bool) -> None:
+        """Asks the questions from the terminal; one that is invalid does not end the stream."""
+        for question in () if self.terminal is None else self.terminal.questions(wait=wait):
+            try:
+                self._ask(question)
+            except ValueError as error:
+                note("error:", error)
 
     def _ask_until(self, second: float, *, before: bool) -> None:
         """Asks the questions due up to a second, or only those due before it."""
@@ -242,7 +247,7 @@ def _next(frames: Iterator[Video]) -> tuple[Video | None, str | None]:
     except VideoError as error:
         return None, str(error)
     except KeyboardInterrupt:
-        return None, "stopped"
+        return None, _STOPPED
 
 
 def _write(text: str) -> None:

@@ -129,6 +129,10 @@ class StreamSession:
         return None if self._last == -torch.inf else self._last
 
     @property
+    def _is_empty(self) -> bool:
+        return self._state is None and not self._pending
+
+    @property
     def nbytes(self) -> int:
         """The number of bytes of the state, which has an upper bound."""
         tensors = [frame for frame, _ in self._pending]
@@ -274,7 +278,7 @@ class StreamSession:
                 the context, or methods are attached to the model.
         """
         check_question(self.model, question, max_new_tokens)
-        if self.second is None:
+        if self._is_empty:
             raise ValueError("no frame was pushed yet; a question needs at least one")
         clock = Clock(self.model.device)
         state = self._state
@@ -354,7 +358,7 @@ class StreamSession:
             ValueError: there is no frame yet.
             OSError: the path is not writable.
         """
-        if self.second is None:
+        if self._is_empty:
             raise ValueError("no frame was pushed yet, so there is no state to save")
         leaves = [] if self._state is None else tree_flatten(self._state)[0]
         tensors = {f"memory.{index}": leaf for index, leaf in enumerate(leaves)}
@@ -371,7 +375,9 @@ class StreamSession:
 
     @torch.no_grad()
     def restore(self, path: str | Path) -> None:
-        """Replaces the state by one that `snapshot` wrote, with the same model, spec and whether there is a trigger.
+        """Replaces the state by one that `snapshot` wrote for the same model and spec, with a trigger if this one has one.
+
+        The session is empty after an error in the file.
 
         Raises:
             ValueError: the file does not exist, is corrupt, or does not fit this session.
