@@ -375,7 +375,7 @@ class StreamSession:
 
     @torch.no_grad()
     def restore(self, path: str | Path) -> None:
-        """Replaces the state by one that `snapshot` wrote for the same model and spec, with a trigger if this one has one.
+        """Replaces the state by one that `snapshot` wrote, for the same model and spec, and a trigger in both or neither.
 
         The session is empty after an error in the file.
 
