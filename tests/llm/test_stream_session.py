@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewtokens.core import files
-from fewtokens.llm import Session, StreamSession, attach
+from fewtokens.llm import Session, StreamSession, VideoLLM, attach
 from fewtokens.video import Video, synthetic
 from tests.llm.test_composed import parts  # noqa: F401
 from tests.llm.test_session import FIRST, SECOND, loaded
@@ -229,7 +229,7 @@ def test_memories_reduce_whole_videos(spec):
 
 
 def test_the_default_memory_and_a_video_as_chunk():
-    session = StreamSession(*loaded("llava_onevision"))
+    session = VideoLLM(*loaded("llava_onevision")).stream_session()
     session.push(Video(CLIP.frames[:7], CLIP.times[:7] + 100))
     assert session.second == float(CLIP.times[6]) + 100 and session.ask(FIRST, 2).tokens == 7 * 16
 

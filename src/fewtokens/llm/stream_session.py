@@ -375,9 +375,9 @@ class StreamSession:
 
     @torch.no_grad()
     def restore(self, path: str | Path) -> None:
-        """Replaces the state by one that `snapshot` wrote, for the same model and spec, and a trigger in both or neither.
+        """Replaces the state by one that `snapshot` wrote; the session is empty after an error in the file.
 
-        The session is empty after an error in the file.
+        Model and spec must be those of the snapshot, with a trigger in both sessions or in none.
 
         Raises:
             ValueError: the file does not exist, is corrupt, or does not fit this session.
