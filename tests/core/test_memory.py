@@ -59,7 +59,7 @@ class TestSteps:
         features = tokens.features.clone().requires_grad_()
         memory(tokens.replace(features=features)).features.square().sum().backward()
         assert bool((features.grad != 0).all())
-        memory = fewtokens.create_method("moviechat", cap=2, short=1, keep=1)
+        memory = fewtokens.create_method("moviechat", cap=2, short=1, slots=1)
         features.grad = None
         state = memory.push(tokens.replace(features=features))
         memory.read(state).features.square().sum().backward()
@@ -74,7 +74,7 @@ class TestTime:
         assert seconds_of(memory, state) == [start + 0.04, start + 0.08, start + 3600]
 
     def test_a_gap_stays_a_gap_and_equal_times_are_legal(self):
-        memory = fewtokens.create_method("moviechat", cap=4, short=1, keep=1)
+        memory = fewtokens.create_method("moviechat", cap=4, short=1, slots=1)
         state = push(memory, [0, 1, 1], [1, 3601.0])
         read = memory.read(state)
         assert read.grid.times.tolist() == [0.5, 1, 1, 3601]
@@ -167,7 +167,7 @@ class TestState:
 
 class TestGrid:
     def test_a_read_has_one_frame_per_slot(self):
-        memory = fewtokens.create_method("moviechat", cap=3, short=1, keep=1)
+        memory = fewtokens.create_method("moviechat", cap=3, short=1, slots=1)
         state = memory.push(at_angles(0, 4, 50, 52, 90, 91, seconds=[10, 11, 12, 13, 14, 15]))
         read = memory.read(state)
         assert read.grid == Grid(3, 1, 1, torch.tensor([10.5, 12.5, 14.5]))

@@ -25,7 +25,7 @@ def test_the_buffer(variant, expected, sizes, norm):
 
 
 def test_the_long_memory_has_a_cap():
-    out = MovieChat(3, short=1, keep=1)(at_angles(0, 4, 50, 52, 90, 91))
+    out = MovieChat(3, short=1, slots=1)(at_angles(0, 4, 50, 52, 90, 91))
     assert angles(out) == [2, 51, 90.5]
     assert out.sizes[0].tolist() == [2, 2, 2]
     assert out.positions[0, :, 0].tolist() == [0.5, 2.5, 4.5]
@@ -34,14 +34,14 @@ def test_the_long_memory_has_a_cap():
 
 def test_a_weighted_mean_is_that_of_all_frames():
     tokens = stream(18)
-    out = MovieChat(1, keep=1)(tokens)
+    out = MovieChat(1, slots=1)(tokens)
     assert out.features[0, 0].tolist() == pytest.approx(tokens.features[0].mean(0).tolist(), abs=1e-6)
-    plain = MovieChat(1, keep=1, variant="paper")(tokens)
+    plain = MovieChat(1, slots=1, variant="paper")(tokens)
     assert plain.features[0, 0].tolist() != pytest.approx(tokens.features[0].mean(0).tolist(), abs=1e-3)
 
 
 def test_arguments():
-    with pytest.raises(ValueError, match=r"keep must be in 1\.\.short=4, got 5"):
-        MovieChat(short=4, keep=5)
+    with pytest.raises(ValueError, match=r"slots must be in 1\.\.short=4, got 5"):
+        MovieChat(short=4, slots=5)
     with pytest.raises(ValueError, match="variant must be 'weighted', 'paper' or 'code', got 'official'"):
         MovieChat(variant="official")

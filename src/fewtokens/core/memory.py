@@ -214,7 +214,7 @@ class Memory(Method):
         cap: number M of slots.
         recent: number of frames of a step; earlier frames of it wait unchanged in a buffer.
         on_jump: see above.
-        separate: whether videos of a batch are written individually, because their frames decide when slots are written.
+        separate: whether videos of a batch are written individually, because frames decide when slots are written.
         spare: number of slots in addition to `cap`, free between two frames.
     """
 

@@ -35,7 +35,7 @@ _METHODS = (
     "multi_scale_vq", "gaussian", "tail_drop", "learned_queries", "deformable_queries", "stochastic_vq",
     "attention_vq", "frozen_vq", "position_vq", "dual_vq", "grouped_residual_vq", "bottleneck",
     "hierarchical_fsq", "stream_vq", "geometry_vq",
-    "ring", "reservoir", "halving", "tome_cap", "kmeans_cap", "moviechat", "videoscan",
+    "ring", "reservoir", "halving", "tome_cap", "kmeans_cap", "moviechat", "videoscan", "videollamb",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 

@@ -37,8 +37,8 @@ def by_definition(features: torch.Tensor, cap: int, rule: str) -> list[tuple[tor
 def test_adjacent_rules(rule, cap):
     (memory,) = registry.build(
         {
-            "weighted": f"moviechat({cap}, short=1, keep=1)",
-            "plain": f"moviechat({cap}, short=1, keep=1, variant='paper')",
+            "weighted": f"moviechat({cap}, short=1, slots=1)",
+            "plain": f"moviechat({cap}, short=1, slots=1, variant='paper')",
             "drop": f"videoscan({cap})",
         }[rule]
     )

@@ -1,0 +1,158 @@
+"""VideoLLaMB: scenes found by SceneTilling, each read by a bridge with recurrent memory tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens.core.memory import Memory, MemoryState, Slots
+from fewtokens.core.method import load_weights
+from fewtokens.methods.ops.memory_rules import adjacency_stats, halve, mean_key, merge_adjacent, merge_down
+from fewtokens.methods.ops.per_frame import check_dim
+from fewtokens.methods.ops.resample import Attention, feed_forward
+from fewtokens.methods.ops.scene_tilling import SceneStream
+
+# Memories of earlier scenes that the next one attends to.
+_HISTORY = 16
+
+
+class VideoLLaMB(Memory):
+    """Reads each scene together with memory tokens of earlier scenes, and holds the frames that result.
+
+    VideoLLaMB (arXiv 2409.01071). SceneTilling divides the stream into scenes. Up to `frames` frames of a scene and
+    `memory` tokens go through transformer layers; the frames that result are held, and the memory tokens join a list.
+    The memory of the next scene attends to this list by one layer of cross-attention.
+
+    Differences from the published code: statistics of cuts are those of the stream so far; a cut is known only when the
+    similarity rises again, and until then frames belong to the old scene; frames of a scene are at equal distances of a
+    power of two instead of linearly spaced, because its length is unknown; the first memory is trained (theirs is
+    zero); videos of a batch do not mix; the list holds 16 memories and the output `cap` frames, beyond which the most
+    similar neighbors are averaged (theirs grow without bound). Layers are pre-norm and start as the identity, so that
+    without training the frames are unchanged.
+
+    Args:
+        cap: number of slots, each a frame of a scene. Default: 64.
+        dim: channels of the features.
+        frames: maximum number of frames of a scene. Default: 8.
+        memory: number of memory tokens. Default: 32.
+        num_layers: number of layers. Default: 1.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
+        on_jump: "error" (default), "shift" or "reset", what to do if time goes back; see `Memory`.
+    """
+
+    learned = True
+    separate = True
+    spare = 1
+    paper = "VideoLLaMB, arXiv 2409.01071"
+    license = "written from the paper; reference code has no license file"
+    cost = "per scene of F frames of P tokens: num_layers transformer layers over F*P + memory tokens"
+
+    def __init__(
+        self,
+        cap: int = 64,
+        *,
+        dim: int = 384,
+        frames: int = 8,
+        memory: int = 32,
+        num_layers: int = 1,
+        checkpoint: str | None = None,
+        on_jump: str = "error",
+    ) -> None:
+        super().__init__()
+        self.set_memory(cap, on_jump)
+        if frames < 1:
+            raise ValueError(f"{self.name}: frames must be at least 1, got {frames}")
+        self.dim, self.frames, self.memory = dim, frames, memory
+        self.num_layers, self.checkpoint = num_layers, checkpoint
+        self.initial = nn.Parameter(torch.randn(memory, dim) / dim**0.5)
+        self.layers = nn.ModuleList(_Layer(dim) for _ in range(num_layers))
+        self.recall = _Layer(dim)
+        load_weights(self, checkpoint)
+
+    def new_stats(self, B: int, P: int, C: int, device: torch.device) -> dict[str, Tensor]:
+        scene = Slots.empty((B, self.frames, P, C), torch.zeros(0, device=device))
+        history = Slots.empty((B, _HISTORY, self.memory, C), torch.zeros(0, device=device))
+        return adjacency_stats(B, self.cap, device) | {
+            # The state of SceneTilling, the first frame of the scene, numbers of slots written.
+            "numbers": torch.zeros(B, SceneStream.SIZE + 2, dtype=torch.float64, device=device),
+            "previous": torch.zeros(B, C, device=device),
+            "scene": scene.features,
+            "scene_info": scene.info,
+            "history": history.features,
+            "history_info": history.info,
+        }
+
+    def write(self, frames: Slots, state: MemoryState, **cues: Any) -> None:
+        check_dim(self.name, frames.features.shape[3], self.dim)
+        stats, index = state.stats, state.frames
+        *tilling, start, written = stats["numbers"][0].tolist()
+        scenes = SceneStream(numbers=tilling)
+        key = mean_key(frames.features.detach())[:, 0]
+        cut = scenes.push(float((key * stats["previous"]).sum())) if index else None
+        part = replace(state, slots=self._scene(state), seen=torch.tensor([index - int(start)]))
+        halve(part, frames)
+        stats["previous"], stats["scene"], stats["scene_info"] = key, part.slots.features, part.slots.info
+        if cut is not None:
+            seen, memory = self._read_scene(state)
+            for slot in range(int(seen.mask.sum())):
+                merge_adjacent(state, seen.span(slot, slot + 1), int(written) + slot)
+            written += int(seen.mask.sum())
+            history = self._history(state)
+            count = int(history.mask.sum())
+            new = Slots.create(
+                memory[:, None], frames.mass, frames.seconds, frames.place[:, :, :1].expand(-1, -1, self.memory, -1)
+            )
+            history = merge_down(Slots.concatenate([history.span(0, count), new]), _HISTORY, key=mean_key)
+            free = Slots.empty((1, _HISTORY - history.count, *history.features.shape[2:]), stats["history"].detach())
+            history = Slots.concatenate([history, free])
+            stats["history"], stats["history_info"] = history.features, history.info
+            stats["scene_info"] = torch.zeros_like(stats["scene_info"])
+            start = index + 1
+        stats["numbers"] = torch.tensor([[*scenes.numbers, start, written]], dtype=torch.float64).to(key.device)
+
+    def held(self, state: MemoryState, **cues: Any) -> Slots:
+        return Slots.concatenate([state.slots, self._read_scene(state)[0]])
+
+    def _scene(self, state: MemoryState) -> Slots:
+        return Slots(state.stats["scene"], state.stats["scene_info"])
+
+    def _history(self, state: MemoryState) -> Slots:
+        return Slots(state.stats["history"], state.stats["history_info"])
+
+    def _read_scene(self, state: MemoryState) -> tuple[Slots, Tensor]:
+        """The frames of the current scene after the layers, and its memory tokens [B,m,C]."""
+        scene, history = self._scene(state), self._history(state)
+        B, F, P, C = scene.features.shape
+        dtype = self.initial.dtype
+        count = history.mask.sum(1)
+        last = history.features[torch.arange(B, device=count.device), (count - 1).clamp(min=0)].to(dtype)
+        recalled = self.recall(
+            last, history.features.flatten(1, 2).to(dtype), history.mask.repeat_interleave(self.memory, 1)
+        )
+        memory = torch.where((count > 0)[:, None, None], recalled, self.initial)
+        x = torch.cat([memory, scene.features.flatten(1, 2).to(dtype)], 1)
+        mask = nn.functional.pad(scene.mask.repeat_interleave(P, 1), (self.memory, 0), value=True)
+        for layer in self.layers:
+            x = layer(x, None, mask)
+        features = x[:, self.memory :].reshape(B, F, P, C).to(state.slots.features.dtype)
+        return Slots(features, scene.info), x[:, : self.memory]
+
+
+class _Layer(nn.Module):
+    """Pre-norm attention, to the input or a context, and an MLP; the identity before training."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, 8)
+        self.norm2, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
+        for parameter in (self.attention.out.weight, *self.mlp[-1].parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor) -> Tensor:
+        """[B,N,C], attending to a context [B,K,C] (None for itself) with mask [B,K]."""
+        y = self.norm1(x)
+        x = x + self.attention(y, y if context is None else self.norm1(context), mask)
+        return x + self.mlp(self.norm2(x))
