@@ -21,7 +21,7 @@ from fewtokens.video import VideoError, live, synthetic, write
 from tests.llm.saved import save
 
 FIRST, SECOND = "what happens", "how many people are there"
-MEMORY = "moviechat(cap=3, short=2, keep=1)"
+MEMORY = "moviechat(cap=3, short=2, slots=1)"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.llm.test_session import FIRST, SECOND, loaded
 from tests.llm.tiny import FAMILIES, TUBELET
 
 CLIP = synthetic("shapes", frames=8, size=(64, 96), seed=1)
-FEW = "moviechat(cap=2, short=2, keep=1)"
+FEW = "moviechat(cap=2, short=2, slots=1)"
 
 
 def stream(family: str, spec: str = FEW, **options: Any) -> StreamSession:
@@ -123,7 +123,7 @@ def test_positions_count_seconds(prompts):
 
 
 def test_the_prompt_names_the_second_of_a_slot(monkeypatch):
-    session = stream("qwen3_vl", "moviechat(cap=1, short=1, keep=1)")
+    session = stream("qwen3_vl", "moviechat(cap=1, short=1, slots=1)")
     texts: list[str] = []
     real = session.processor.ids
     monkeypatch.setattr(session.processor, "ids", lambda question, text: texts.append(text) or real(question, text))

@@ -49,7 +49,8 @@ class StreamSession:
     state. A question reads the memory and leaves it unchanged. In the prompt, each slot of the memory is a frame at its
     mean second: families with times in the prompt show it (Qwen3-VL, SmolVLM, VideoLLaMA 3), Qwen2.5-VL has it in the
     position of the tokens. Where these positions would exceed the context, time is scaled down to fit. In families with
-    DeepStack features, these are stored with the tokens, as further channels.
+    DeepStack features, these are stored with the tokens, as further channels, for which a learned memory must be built
+    (dim=).
 
     Args:
         model, processor: as `load` returns them; the model may be wrapped, see `attach`.
