@@ -57,6 +57,8 @@ SAMPLES = {
     ("tokenize", "patches"): "clip.mp4 --encoder patches --out o",
     ("tokenize", "selecting"): "clip.mp4 --select uniform_frames --out o",
     ("tokenize", "not selecting"): "clip.mp4 --out o",
+    ("ask", "stream"): "--stream cam.mkv --model m",
+    ("ask", "no stream"): "clip.mp4 q --model m",
     ("show", "token files"): "a.safetensors --out a.png",
     ("show", "not one token file"): "clip.mp4 --encoder e --out a.png",
     ("show", "comparison"): "clip.mp4 --with tome --with evs --encoder e --out a.png",

@@ -116,6 +116,11 @@ def printed(tmp_path_factory) -> dict[str, list[Any]]:
     model = save("llava_onevision", folder / "model")
     few = ("--model", model, "--frames", 8, "--device", "cpu", "--with", "kmeans(keep=4)", "--json")
     found["ask"] = [run("ask", clip, "what happens", *few, "--compare", "--max-new-tokens", 2)]
+    (folder / "questions.txt").write_text("0.5 what happens\n9 what happens\n")
+    words = ("ask", "--stream", clip, "--questions", folder / "questions.txt", "--model", model, "--device", "cpu")
+    done = CliRunner().invoke(app, [*map(str, words), "--max-new-tokens", "2", "--json"])
+    assert done.exit_code == 2  # the second question stays open
+    found["ask --stream"] = [json.loads(done.stdout)]
     found["eval videoqa"] = [
         run("eval", "videoqa", *few, "--limit", 4, "--size", 32, "--out", folder / "replies.jsonl")
     ]

@@ -66,6 +66,20 @@ def test_blocks_on_language_models_run(page, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
+def test_the_block_on_streams_runs(tmp_path, monkeypatch):
+    import fewtokens
+    from tests.llm.test_session import loaded
+
+    clip(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fewtokens.llm, "load", lambda name: loaded("qwen2_5_vl"))
+    page = blocks(ROOT / "docs/guides/compress_a_video_llm.md")
+    (code,) = [block.text for block in page if block.language == "python" and "StreamSession" in block.text]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["answer"] and names["session"].frames and (tmp_path / "state.safetensors").is_file()
+
+
 def test_the_block_on_images_runs(tmp_path, monkeypatch):
     import fewtokens
     from tests.llm.test_messages import loaded, picture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.command import verb
+from fewtokens.cli.ask_stream import Question, StreamOptions, StreamRun, frames_of
+from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import log, note, out
-from fewtokens.cli.errors import check_exists
+from fewtokens.cli.errors import check_exists, is_given
 from fewtokens.cli.options import (
     INPUT,
     MODEL,
@@ -35,7 +36,7 @@ from fewtokens.cli.tables import print_json, table
 from fewtokens.core.checks import check_dtype
 
 if TYPE_CHECKING:
-    from fewtokens.llm import Answer, Session
+    from fewtokens.llm import Answer, Processor, Session
 
 FRAMES = 32
 # The stages until the first token, each timed.
@@ -99,17 +100,39 @@ class SessionOptions:
     "fewtokens ask clip.mp4 'What happens?' --model Qwen/Qwen2.5-VL-3B-Instruct",
     "fewtokens ask clip.mp4 'What happens?' --model models/smolvlm2 --with \"evs(keep=0.25)\" --frames 16 --compare",
     "fewtokens ask clip.mp4 --questions questions.txt --model run/model --json",
-)
+    "fewtokens ask --stream camera.mp4 'What happened so far?' --model Qwen/Qwen2.5-VL-3B-Instruct",
+    "fewtokens ask --stream rtsp://camera/1 --trigger 0.05 --with \"videoscan(cap=64)\" --model models/smolvlm2",
+    modes=(
+        Mode(
+            "stream", lambda values: values["stream"] is not None,
+            ("frames", "compare", "select", "scorer"), "have no effect with --stream",
+        ),
+        Mode(
+            "no stream", lambda values: values["stream"] is None, ("trigger", "snapshot", "resume"),
+            "require --stream",
+        ),
+    ),
+)  # fmt: skip
 def ask(
-    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video, an image or a folder of images.")],
+    context: typer.Context,
     session: SessionOptions,
     run: RunOptions,
+    video: Annotated[
+        str | None,
+        typer.Argument(metavar="VIDEO", help="A video, an image or a folder of images; not with --stream."),
+    ] = None,
     questions: Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="One or more questions.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--questions", metavar="FILE", help="Text file, one question per line.", rich_help_panel=INPUT),
+        typer.Option(
+            "--questions",
+            metavar="FILE",
+            help="Text file, one question per line, with --stream optionally after its second (12.5 What happens?).",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     selecting: SelectOptions = SelectOptions(),
+    streaming: StreamOptions = StreamOptions(),
     method: MethodOptions = MethodOptions(spec="token_dynamics(keep=32)"),
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", help="Maximum length of an answer, in tokens.", rich_help_panel=OUTPUT)
@@ -129,8 +152,24 @@ def ask(
     tokens per second, memory and both answers. Visual tokens are counted before the language model, and in its last
     layer if methods act inside it. Memory excludes weights and features; on a CPU, the prefill runs a
     second time to measure it.
+
+    With --stream, one frame per second (--fps) is encoded and pushed to a memory of bounded size (--with, by default
+    moviechat(cap=24, short=8)), from which questions are answered at their second, at the end, or when they are typed.
+    The exit code is 2 if the stream ends before the second of a question.
     """
-    check_exists(video, file)
+    if streaming.stream is not None:
+        if "://" not in streaming.stream:
+            check_exists(Path(streaming.stream))
+        check_exists(file, streaming.resume)
+        texts = [*([] if video is None else [video]), *(questions or [])]
+        if not is_given(context, "spec"):
+            method = replace(method, spec="")
+        _ask_stream(streaming, texts, file, session, method, run, max_new_tokens, as_json)
+        return
+    if video is None:
+        raise ValueError("no video; use fewtokens ask VIDEO QUESTION --model M, or --stream SOURCE")
+    path = Path(video)
+    check_exists(path, file)
     prompts = _questions(questions or [], file)
     if session.frames is not None and session.fps is not None:
         raise ValueError("give --frames or --fps, not both")
@@ -150,10 +189,10 @@ def ask(
                 say(None)
                 out.print(f"\n[bold]{escape(question)}[/bold]", soft_wrap=True, highlight=False)
             if full is None:
-                rows.append(_answer(few, video, question, method.spec, max_new_tokens, False, as_json, say))
+                rows.append(_answer(few, path, question, method.spec, max_new_tokens, False, as_json, say))
                 continue
             both = [
-                _answer(asker, video, question, name, max_new_tokens, True, True, say)
+                _answer(asker, path, question, name, max_new_tokens, True, True, say)
                 for asker, name in ((full, "full"), (few, method.spec))
             ]
             # Both share one decoding and one encoding, which each would need alone.
@@ -189,19 +228,51 @@ def open_session(
 
     `selects`: what selects the frames, see `selection_of`.
     """
+    from fewtokens.llm import Session
+
+    model, processor, methods, frames = _load(options, method_options, run, say, selects=bool(selects))
+    session = Session(
+        model,
+        processor,
+        methods,
+        frames,
+        fps=options.fps,
+        select=selects.get("select"),
+        scorer=selects.get("scorer"),
+        layout=options.layout,
+        positions=options.positions,
+    )
+    session.progress = say
+    return session
+
+
+def _load(
+    options: SessionOptions,
+    method_options: MethodOptions,
+    run: RunOptions,
+    say: Callable[[str | None], None],
+    *,
+    streams: bool = False,
+    selects: bool = False,
+) -> tuple[Any, Processor, list[Any], int | None]:
+    """Loads a model; returns it with its processor, the methods, and the number of frames of a video.
+
+    Args:
+        streams: whether the video is a stream, in which any model has a frame rate.
+        selects: whether a method selects the frames.
+    """
     from fewtokens.core.method import Method
     from fewtokens.core.pipeline import Pipeline
-    from fewtokens.llm import Session, find, load
+    from fewtokens.llm import find, load
     from fewtokens.llm.composed import is_video_llm
     from fewtokens.llm.cues import check_cues
     from fewtokens.llm.tower_run import TowerMethods
 
     name, frames = options.model, options.frames
-    composed = is_video_llm(name)
-    if composed and (options.fps, options.layout, options.positions, options.dtype) != (None, "per_frame", None, None):
-        raise ValueError(
-            f"{name} was written by train video-llm: --fps, --layout, --positions and --dtype have no effect"
-        )
+    composed, fps = is_video_llm(name), None if streams else options.fps
+    if composed and (fps, options.layout, options.positions, options.dtype) != (None, "per_frame", None, None):
+        given = "--layout" if streams else "--fps, --layout"
+        raise ValueError(f"{name} was written by train video-llm: {given}, --positions and --dtype have no effect")
     if composed and selects:
         raise ValueError(
             f"{name} was written by train video-llm: --select has no effect; it reads a fixed number of frames"
@@ -222,19 +293,44 @@ def open_session(
     for method in methods:
         if isinstance(method, Method):
             method.to(model.device)
-    session = Session(
-        model,
-        processor,
-        methods,
-        frames,
-        fps=options.fps,
-        select=selects.get("select"),
-        scorer=selects.get("scorer"),
-        layout=options.layout,
-        positions=options.positions,
-    )
-    session.progress = say
-    return session
+    return model, processor, methods, frames
+
+
+def _ask_stream(
+    streaming: StreamOptions,
+    texts: list[str],
+    file: Path | None,
+    options: SessionOptions,
+    method: MethodOptions,
+    run: RunOptions,
+    max_new_tokens: int,
+    as_json: bool,
+) -> None:
+    """Asks about a stream, see `StreamRun`; an empty spec is the default memory."""
+    from fewtokens.core.files import read_lines
+    from fewtokens.llm import StreamSession
+    from fewtokens.llm.stream_session import DEFAULT_MEMORY
+
+    assert streaming.stream is not None
+    questions = [Question(text) for text in texts if text.strip()]
+    if file is not None:
+        questions += [Question.parse(line) for _, line in read_lines(file)]
+    method = replace(method, spec=method.spec or DEFAULT_MEMORY)
+    fps = 1.0 if options.fps is None else options.fps
+    with _spinner(as_json) as say:
+        model, processor, methods, _ = _load(options, method, run, say, streams=True)
+        session = StreamSession(
+            model, processor, methods, layout=options.layout, positions=options.positions, trigger=streaming.trigger
+        )
+        if streaming.resume is not None:
+            session.restore(streaming.resume)
+        stream = StreamRun(
+            session, questions, terminal=not questions, max_new_tokens=max_new_tokens, quiet=as_json, say=say
+        )
+        complete = stream.follow(frames_of(streaming.stream, fps, processor.read_size), fps)
+        if streaming.snapshot is not None:
+            session.snapshot(streaming.snapshot)
+    stream.finish({"stream": streaming.stream, "model": options.model, "spec": session.spec}, complete, as_json)
 
 
 def _answer(

@@ -114,6 +114,10 @@ class SceneTrigger:
         fraction: fraction of the steps that trigger, in (0, 1).
         bins: number of bins of the histogram of drop ratios.
 
+    Attributes:
+        counts: the histogram, int64 [bins+1].
+        below: whether the last step was below the quantile.
+
     Raises:
         ValueError: `fraction` is out of range.
     """
@@ -123,7 +127,7 @@ class SceneTrigger:
             raise ValueError(f"the fraction of steps that trigger must be in (0, 1), got {fraction}")
         self.fraction = fraction
         self.counts = torch.zeros(bins + 1, dtype=torch.int64)
-        self._below = False
+        self.below = False
 
     def __call__(self, drop: float) -> bool:
         """Whether a scene begins at this step.
@@ -137,8 +141,8 @@ class SceneTrigger:
             int((self.counts.cumsum(0) >= max(1, math.ceil(self.fraction * steps))).nonzero()[0]) if steps else 0
         )
         self.counts[index] += 1
-        previous, self._below = self._below, steps >= 1 / self.fraction and index < threshold
-        return self._below and not previous
+        previous, self.below = self.below, steps >= 1 / self.fraction and index < threshold
+        return self.below and not previous
 
 
 def drop_ratios(tokens: Tokens) -> Tensor:

@@ -18,6 +18,7 @@ Methods inside the layers of the language model come after a chain, or alone; `r
     with attach(model, "tome(keep=0.25) | fastv(keep=0.5, layer=2)") as few: ...
 """
 
+from fewtokens.llm.answer import Answer
 from fewtokens.llm.attach import Attached, attach
 from fewtokens.llm.backends.base import BACKENDS, Backend, backend_of, register_family
 from fewtokens.llm.backends.rows import RowLayout, VisualFeatures
@@ -29,8 +30,9 @@ from fewtokens.llm.layout import Layout
 from fewtokens.llm.load import VideoLLM, find, load
 from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.prompts import Processor
-from fewtokens.llm.session import Answer, Session
+from fewtokens.llm.session import Session
 from fewtokens.llm.speculative import Speculation, speculate
+from fewtokens.llm.stream_session import StreamSession
 
 __all__ = [
     "BACKENDS",
@@ -46,6 +48,7 @@ __all__ = [
     "Processor",
     "Session",
     "Speculation",
+    "StreamSession",
     "Layout",
     "VideoLLM",
     "VisualFeatures",

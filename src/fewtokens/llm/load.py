@@ -14,6 +14,7 @@ from fewtokens.llm.chains import Methods
 from fewtokens.llm.composed import is_video_llm, load_video_llm, saved_config
 from fewtokens.llm.prompts import ComposedProcessor, Processor
 from fewtokens.llm.session import Session
+from fewtokens.llm.stream_session import DEFAULT_MEMORY, StreamSession
 from fewtokens.networks.base import read_config
 
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -105,6 +106,10 @@ class VideoLLM:
     def session(self, spec: Methods | None = None, **options: Any) -> Session:
         """Returns a session that answers questions with few visual tokens, see `Session`."""
         return Session(self.model, self.processor, spec, **options)
+
+    def stream_session(self, spec: Methods = DEFAULT_MEMORY, **options: Any) -> StreamSession:
+        """Returns a session that answers questions about a stream, see `StreamSession`."""
+        return StreamSession(self.model, self.processor, spec, **options)
 
     def attach(self, spec: Methods, **options: Any) -> Attachment:
         """Reduces the visual tokens inside a `with` block, see `attach`."""

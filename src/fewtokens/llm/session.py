@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fewtokens.core.selection import FrameSelector
-from fewtokens.llm.attach import check_free, layer_hooks
+from fewtokens.llm.answer import Answer, check_length, check_question, generate
+from fewtokens.llm.attach import layer_hooks
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline, split_chain
-from fewtokens.llm.clock import Clock, stream_text
+from fewtokens.llm.clock import Clock
 from fewtokens.llm.cues import attention_rule, check_cues, needed_cues
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
@@ -31,44 +32,6 @@ from fewtokens.selection import Scorer, load_scorer, read
 from fewtokens.selection.choose import load_selector
 from fewtokens.video import Video
 from fewtokens.video.images import is_image
-
-
-@dataclass
-class Answer:
-    """An answer and its cost.
-
-    Attributes:
-        text: the answer.
-        tokens: the number of visual tokens that the language model read, without rows that are not cells (a newline).
-            Methods inside the language model drop more of them, see `layer_tokens`.
-        cells: the number of visual tokens before reduction.
-        prompt_tokens: the number of all tokens in the prompt.
-        new_tokens: the number of tokens in the answer.
-        seconds: the time to first token (TTFT) by stage: "decode" (reading and resizing), "encode", "reduce" (with
-            building the prompt) and "prefill"; 0 for stages whose result an earlier question left in memory.
-        generation_seconds: seconds from the first token to the last one.
-        speed: tokens per second after the first; None if there is only one.
-        memory: peak bytes beyond weights and features while answering; None on a CPU, unless `ask(memory=True)`
-            measures the prefill by running it a second time.
-        layer_tokens: the number of visual tokens in each layer during the prefill, if methods act inside the language
-            model; otherwise empty. `dycoke_cache` reduces caches only after the prefill.
-    """
-
-    text: str
-    tokens: int
-    cells: int
-    prompt_tokens: int
-    new_tokens: int
-    seconds: dict[str, float] = field(default_factory=dict)
-    generation_seconds: float = 0.0
-    speed: float | None = None
-    memory: int | None = None
-    layer_tokens: list[int] = field(default_factory=list)
-
-    @property
-    def first_token(self) -> float:
-        """The time to first token (TTFT) in seconds."""
-        return sum(self.seconds.values())
 
 
 @dataclass
@@ -190,22 +153,18 @@ class Session:
             ValueError: the video cannot be read, the question contains a special token, a method has no effect on an
                 image, prompt and answer are longer than the context, or methods are already attached to the model.
         """
-        if not isinstance(question, str):
-            raise ValueError(f"question must be one string, got {type(question).__name__}; call ask once per question")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        check_free(self.model)
+        check_question(self.model, question, max_new_tokens)
         clock = Clock(self.model.device)
         by_question = self.select is not None and {"relevance", "question"} & set(self.select.needs)
         key = video_key(video), question if by_question else None, *self.tower_methods.specs
         encoded, prompt = self._encode(key, video, question, clock)
         self._report("reducing")
         short = self._reduce(key, encoded, prompt)
-        self._check_length(short.inputs, max_new_tokens)
+        check_length(self.backend, self.model, short.inputs, max_new_tokens, "fewer frames", "a smaller keep")
         clock.lap("reduce")
         self._report("answering")
         with self.layer_hooks() as runtime:
-            answer = self._generate(short, max_new_tokens, on_text, clock)
+            answer = generate(self.model, self.processor, short, max_new_tokens, on_text, clock)
             answer.layer_tokens = [] if runtime is None else runtime.layer_tokens
             if memory and answer.memory is None:
                 answer.memory = peak_memory(lambda: self.model(**dict(short.inputs), use_cache=True), self.model.device)
@@ -275,59 +234,6 @@ class Session:
         """Returns the features with their columns in another prompt."""
         at = (prompt["input_ids"][0] == encoded.placeholder).nonzero().squeeze(1)
         return replace(encoded, columns=list(at.split([len(visual.features) for visual in encoded.visuals])))
-
-    def _check_length(self, inputs: dict[str, Any], max_new_tokens: int) -> None:
-        """Raises ValueError if prompt and answer are longer than the context."""
-        limit = self.backend.context_length(self.model)
-        length = inputs["input_ids"].shape[1]
-        positions = inputs.get("position_ids")
-        end = length if positions is None else max(length, int(positions.max()) + 1)
-        if limit is None or end + max_new_tokens <= limit:
-            return
-        size, remedy = f"has {length} tokens", "fewer frames or a smaller keep"
-        if end > length:
-            size, remedy = f"reaches position {end}", "fewer frames, a smaller keep, or positions='renumber'"
-        raise ValueError(
-            f"the prompt {size} and the answer may have {max_new_tokens}, but the context of this model is {limit}; "
-            f"use {remedy}"
-        )
-
-    def _generate(
-        self, short: Compressed, max_new_tokens: int, on_text: Callable[[str], None] | None, clock: Clock
-    ) -> Answer:
-        device, inputs = self.model.device, dict(short.inputs)
-        length = inputs["input_ids"].shape[1]
-        cuda = device.type == "cuda"
-        before = 0
-        if cuda:
-            before = torch.cuda.memory_allocated(device)
-            torch.cuda.reset_peak_memory_stats(device)
-        stream = stream_text(self.processor.tokenizer, on_text)
-        out = self.model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            # Unset what a checkpoint's generation_config may specify for sampling.
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            streamer=stream,
-        )
-        new = out.shape[1] - length
-        clock.lap_at("prefill", stream.first)
-        generation_seconds = stream.last - stream.first
-        return Answer(
-            text="".join(stream.pieces),
-            tokens=sum(int(tokens.count.sum()) for tokens in short.tokens),
-            cells=sum(tokens.grid.cells for tokens in short.tokens),
-            prompt_tokens=length,
-            new_tokens=new,
-            seconds=clock.seconds,
-            generation_seconds=generation_seconds,
-            speed=(new - 1) / generation_seconds if generation_seconds > 0 else None,
-            memory=torch.cuda.max_memory_allocated(device) - before if cuda else None,
-        )
 
     def _report(self, step: str) -> None:
         if self.progress is not None:

@@ -144,6 +144,32 @@ class Backend:
         """
         raise ValueError(f"{self.name} has no preprocessing here; {OWN_PROCESSOR}")
 
+    def prepare_at(self, model: Any, processor: Any, video: Video, size: tuple[int, int] | None) -> PreparedVideo:
+        """As `prepare`, with frames of the height and width `size`, a result of `frame_size`."""
+        return self.prepare(model, processor, video)
+
+    def frame_size(self, model: Any, processor: Any, video: Video) -> tuple[int, int] | None:
+        """The height and width to which the frames of a video are resized, if they depend on the video."""
+        return None
+
+    def tubelet(self, model: Any) -> int:
+        """The number of frames in a step of the grid."""
+        return 1
+
+    def describe(self, model: Any, processor: Any, video: Video, grid: Grid) -> PreparedVideo:
+        """Returns what `prepare` returns, without pixels, for a video of which only the cells exist.
+
+        Args:
+            model: a model with its language-model head.
+            processor: the `Processor`.
+            video: the video, of which only the number of frames, their times and the duration are read.
+            grid: its cells, T * `tubelet` frames.
+
+        Raises:
+            ValueError: the family has no preprocessing here.
+        """
+        raise ValueError(f"{self.name} cannot describe a video by its cells; implement Backend.describe")
+
     def prepare_images(self, model: Any, processor: Any, images: Sequence[Video]) -> list[PreparedVideo]:
         """As `prepare`, for the images of one prompt, each a video of one frame.
 

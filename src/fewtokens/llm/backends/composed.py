@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fewtokens.core.attention_rule import AttentionRule
 from fewtokens.core.cell_pixels import cell_pixels
+from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import check_received
 from fewtokens.llm.backends.base import Backend
@@ -31,6 +32,13 @@ class Composed(Backend):
         frames = square_frames(video.frames, processor.read_size)
         inputs = {"pixel_values_videos": frames[None], "video_times": video.times[None]}
         return PreparedVideo(inputs, processor.placeholder * sum(grid.cells for grid in model.grids_of(inputs)))
+
+    def describe(self, model: Any, processor: Any, video: Video, grid: Grid) -> PreparedVideo:
+        if model.encoder2 is not None or model.streams is not None:
+            raise ValueError(
+                "a model with two encoders or with streams reads more than one token per cell; use one without"
+            )
+        return PreparedVideo(text=processor.placeholder * grid.cells)
 
     def encode(self, model: Any, modality: str, inputs: dict[str, Any]) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from fewtokens.core.grid import Grid
 from fewtokens.llm.backends.base import IMAGENET_MEAN, IMAGENET_STD, Backend
 from fewtokens.llm.pixels import PreparedVideo, fit, normalize
 from fewtokens.video import Video
@@ -28,24 +29,31 @@ class InternVL(Backend):
         if isinstance(config["size"], int):
             config = config | {"size": {"height": config["size"], "width": config["size"]}}
         frames = normalize(fit(video.frames, config), config)
-        run = self._run(model, processor)
-        text = "\n".join(f"Frame{number}: {run}" for number in range(1, len(frames) + 1))
-        return PreparedVideo({"pixel_values": frames}, text)
+        prepared = self.describe(model, processor, video, Grid(len(frames), 1, self._cells(model)))
+        prepared.inputs["pixel_values"] = frames
+        return prepared
+
+    def describe(self, model: Any, processor: Any, video: Video, grid: Grid) -> PreparedVideo:
+        run = self._run(processor, grid.cells_per_frame)
+        return PreparedVideo(text="\n".join(f"Frame{number}: {run}" for number in range(1, grid.T + 1)))
 
     def prepare_images(self, model: Any, processor: Any, images: Sequence[Video]) -> list[PreparedVideo]:
         inputs = processor.image_inputs(images, crop_to_patches=True)  # as in the processor of InternVL
         counts = [int(count) for count in inputs["num_patches"]]
         tiles = inputs["pixel_values"].split(counts)
         return [
-            PreparedVideo({"pixel_values": own}, self._run(model, processor, count), count)
+            PreparedVideo({"pixel_values": own}, self._run(processor, count * self._cells(model)), count)
             for own, count in zip(tiles, counts, strict=True)
         ]
 
-    def _run(self, model: Any, processor: Any, tiles: int = 1) -> str:
-        """The text for a frame, or for an image of some tiles."""
-        vision = model.config.vision_config
-        cells = tiles
+    def _cells(self, model: Any) -> int:
+        """The number of cells of a frame or a tile."""
+        vision, cells = model.config.vision_config, 1
         for side, patch in zip(vision.image_size, vision.patch_size, strict=True):
             cells *= int(side // patch * model.config.downsample_ratio)
+        return cells
+
+    def _run(self, processor: Any, cells: int) -> str:
+        """The text for a frame or an image of some cells."""
         start, end = processor.token("start_image_token", "<img>"), processor.token("end_image_token", "</img>")
         return start + processor.placeholder * cells + end

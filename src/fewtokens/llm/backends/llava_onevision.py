@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from fewtokens.core.grid import Grid
 from fewtokens.llm.backends.base import Backend
 from fewtokens.llm.pixels import PreparedVideo, fit, normalize
 from fewtokens.video import Video
@@ -23,8 +24,13 @@ class LlavaOnevision(Backend):
 
     def prepare(self, model: Any, processor: Any, video: Video) -> PreparedVideo:
         frames = normalize(fit(video.frames, processor.preprocess_config), processor.preprocess_config)
-        rows = len(frames) * self.side(model) ** 2 + 1
-        return PreparedVideo({"pixel_values_videos": frames[None]}, processor.placeholder * rows)
+        side = self.side(model)
+        prepared = self.describe(model, processor, video, Grid(len(frames), side, side))
+        prepared.inputs["pixel_values_videos"] = frames[None]
+        return prepared
+
+    def describe(self, model: Any, processor: Any, video: Video, grid: Grid) -> PreparedVideo:
+        return PreparedVideo(text=processor.placeholder * (grid.cells + 1))
 
     def prepare_images(self, model: Any, processor: Any, images: Sequence[Video]) -> list[PreparedVideo]:
         return self.prepare_tiled_images(model, processor, images, nested=True)

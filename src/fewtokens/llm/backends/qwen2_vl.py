@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from fewtokens.core.grid import Grid
 from fewtokens.llm.backends.base import CLIP_MEAN, CLIP_STD, Backend
 from fewtokens.llm.interface import attribute
 from fewtokens.llm.pixels import PreparedVideo, normalize, pack, pixel_limits, resize, whole_patches
@@ -22,16 +23,26 @@ class Qwen2VL(Backend):
     preprocess_config: ClassVar = {"size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}}
 
     def prepare(self, model: Any, processor: Any, video: Video) -> PreparedVideo:
-        tubelet, patch = self.tubelet(model), model.config.vision_config.patch_size
-        merge = self.merge(model, processor.preprocess_config)
-        size = self.target(processor.preprocess_config, video, patch * merge, tubelet)
-        frames = normalize(
-            resize(video.frames, size, processor.preprocess_config["resample"]), processor.preprocess_config
-        )
-        patches, shape = pack(frames, patch, merge, tubelet)
-        cells = shape[1] * shape[2] // merge**2
-        prepared = PreparedVideo({"pixel_values_videos": patches, "video_grid_thw": torch.tensor([shape])})
-        prepared.text = self.placeholder_text(processor, video, shape[0], cells, tubelet)
+        return self.prepare_at(model, processor, video, self.frame_size(model, processor, video))
+
+    def frame_size(self, model: Any, processor: Any, video: Video) -> tuple[int, int]:
+        factor = model.config.vision_config.patch_size * self.merge(model, processor.preprocess_config)
+        return self.target(processor.preprocess_config, video, factor, self.tubelet(model))
+
+    def prepare_at(self, model: Any, processor: Any, video: Video, size: tuple[int, int] | None) -> PreparedVideo:
+        assert size is not None
+        config, merge = processor.preprocess_config, self.merge(model, processor.preprocess_config)
+        frames = normalize(resize(video.frames, size, config["resample"]), config)
+        patches, (t, h, w) = pack(frames, model.config.vision_config.patch_size, merge, self.tubelet(model))
+        prepared = self.describe(model, processor, video, Grid(t, h // merge, w // merge))
+        prepared.inputs["pixel_values_videos"] = patches
+        return prepared
+
+    def describe(self, model: Any, processor: Any, video: Video, grid: Grid) -> PreparedVideo:
+        tubelet, merge = self.tubelet(model), self.merge(model, processor.preprocess_config)
+        shape = grid.T, grid.H * merge, grid.W * merge
+        prepared = PreparedVideo({"video_grid_thw": torch.tensor([shape])})
+        prepared.text = self.placeholder_text(processor, video, grid.T, grid.cells_per_frame, tubelet)
         self.extra_inputs(prepared.inputs, video, tubelet, merge)
         return prepared
 
@@ -48,7 +59,6 @@ class Qwen2VL(Backend):
         return prepared
 
     def tubelet(self, model: Any) -> int:
-        """The number of frames in a step of the grid."""
         return attribute(model.config.vision_config, "temporal_patch_size")
 
     def merge(self, model: Any, config: dict[str, Any]) -> int:

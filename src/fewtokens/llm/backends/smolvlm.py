@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fewtokens.core.grid import Grid
 from fewtokens.llm.backends.base import Backend
 from fewtokens.llm.backends.rows import RowLayout
 from fewtokens.llm.pixels import LANCZOS, PreparedVideo, normalize, resize
@@ -50,16 +51,21 @@ class SmolVLM(Backend):
         side = config["max_image_size"]["longest_edge"]
         frames = resize(video.frames, _first_size(config["size"], *video.size), config["resample"])
         frames = normalize(resize(frames, (side, side), config["resample"]), config)
+        prepared = self.describe(model, processor, video, Grid(len(frames), 1, model.base_model.image_seq_len))
+        prepared.inputs["pixel_values"] = frames[None]
+        return prepared
+
+    def describe(self, model: Any, processor: Any, video: Video, grid: Grid) -> PreparedVideo:
         times = video.times.tolist()
         image = self._text(model, processor, 0, 0)
         seconds = times[-1] if video.duration is None else video.duration
         text = (
-            f"You are provided the following series of {in_words(len(frames))} frames from a "
+            f"You are provided the following series of {in_words(len(times))} frames from a "
             f"{timedelta(seconds=int(seconds))} [H:MM:SS] video.\n"
         )
         for time in times:
             text += f"\nFrame from {int(time // 60):02d}:{int(time % 60):02d}:{image}"
-        return PreparedVideo({"pixel_values": frames[None]}, text + "\n\n")
+        return PreparedVideo(text=text + "\n\n")
 
     def prepare_images(self, model: Any, processor: Any, images: Sequence[Video]) -> list[PreparedVideo]:
         inputs = processor.image_inputs(images, nested=True, return_row_col_info=True)
