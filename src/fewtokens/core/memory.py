@@ -258,6 +258,10 @@ class Memory(Method):
         """Returns the number of tokens of a slot, if a frame has P."""
         return P
 
+    def min_count(self, grid: Grid) -> int:
+        # The first slot.
+        return self.slot_tokens(grid.cells_per_frame)
+
     def held(self, state: MemoryState, **cues: Any) -> Slots:
         """Returns what `read` returns as slots, in any order: the slots and the frames of the last, incomplete step."""
         return state.slots if state.recent is None else Slots.concatenate([state.slots, state.recent])
