@@ -191,7 +191,7 @@ register(MemoryState, ("slots", "recent", "seen", "clock", "stats"))
 class Memory(Method):
     """A method that summarizes an endless stream in bounded memory and can be read at any time.
 
-        memory = fewtokens.create_method("merge_adjacent", cap=64)
+        memory = fewtokens.create_method("moviechat", cap=64)
         state = None
         for chunk in chunks:  # Tokens, with the second of each frame in `chunk.grid.times`
             state = memory.push(chunk, state)
