@@ -34,7 +34,7 @@ SPECS = [
 ADJACENT = [spec for spec in SPECS if spec.startswith(("moviechat", "videoscan", "ring", "halving", "reservoir"))]
 # Every frame is in some slot.
 CONSERVE = [spec for spec in SPECS if "merge" in spec or spec.startswith(("moviechat", "kmeans_cap", "tome_cap"))]
-# Change frames before the memory is full: they summarize each step, or each frame.
+# Summarize each step, also before the memory is full.
 NEVER_UNCHANGED = ("moviechat(6, short=4)", "moviechat(4, short=5, variant='code')")
 
 

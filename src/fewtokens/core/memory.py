@@ -191,7 +191,7 @@ register(MemoryState, ("slots", "recent", "seen", "clock", "stats"))
 class Memory(Method):
     """A method that summarizes an endless stream in bounded memory and can be read at any time.
 
-        memory = fewtokens.create_method("merge_adjacent", cap=64)
+        memory = fewtokens.create_method("moviechat", cap=64)
         state = None
         for chunk in chunks:  # Tokens, with the second of each frame in `chunk.grid.times`
             state = memory.push(chunk, state)
@@ -257,6 +257,10 @@ class Memory(Method):
     def slot_tokens(self, P: int) -> int:
         """Returns the number of tokens of a slot, if a frame has P."""
         return P
+
+    def min_count(self, grid: Grid) -> int:
+        # The first slot.
+        return self.slot_tokens(grid.cells_per_frame)
 
     def held(self, state: MemoryState, **cues: Any) -> Slots:
         """Returns what `read` returns as slots, in any order: the slots and the frames of the last, incomplete step."""

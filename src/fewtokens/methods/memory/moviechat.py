@@ -11,7 +11,7 @@ _VARIANTS = ("weighted", "paper", "code")
 
 
 class MovieChat(Memory):
-    """Merges each full buffer of `short` frames to `slots` slots, and appends these to a long memory of `cap` slots.
+    """Merges each full buffer of `short` frames to `slots` slots and appends these to a long memory of `cap` slots.
 
     MovieChat (arXiv 2307.16449). In the buffer, the neighbors with the highest cosine over all tokens are averaged, one
     pair at a time. Beyond `cap`, the most similar neighbors of the long memory are merged; the published code never
@@ -23,7 +23,7 @@ class MovieChat(Memory):
         "code": as "paper", but in the buffer the least similar neighbors are merged. The published code does this,
             because it takes the highest value of a cosine distance.
 
-    With `short=1, slots=1` every frame is appended to the long memory: neighbors are merged only beyond `cap`.
+    With `short=1, slots=1` every frame is appended to the long memory, and only its neighbors are merged.
 
     Args:
         cap: number of slots of the long memory. Default: 64.
