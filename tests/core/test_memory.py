@@ -11,7 +11,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.memory import Memory, MemoryState, Slots
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
-from tests.helpers.frames import at_angles, cut, stream
+from tests.helpers.frames import angles, at_angles, cut, stream
 
 
 class Sums(Memory):
@@ -109,6 +109,12 @@ class TestTime:
         state = push(memory, *chunks)
         fresh = push(Sums(on_jump="reset"), [2, 3.5])
         assert all(torch.equal(a, b) for a, b in zip(tree_leaves(state), tree_leaves(fresh), strict=True))
+
+    def test_reset_without_a_buffer(self):
+        memory = fewtokens.create_method("ring", cap=8, on_jump="reset")
+        state = memory.push(at_angles(10, 20, 30, seconds=[6, 7, 2]))
+        assert angles(memory.read(state)) == [30]
+        assert memory.read(state).grid.times.tolist() == [2]
 
     def test_only_the_video_that_jumps_is_reset(self):
         memory, tokens = Sums(on_jump="reset"), stream(4, B=2)

@@ -416,7 +416,8 @@ class Memory(Method):
         P, C = (state.slots if state.recent is None else state.recent).features.shape[2:]
         part = state.select([video])
         part.slots = tree_map(torch.zeros_like, part.slots)
-        part.recent = tree_map(torch.zeros_like, part.recent)
+        if part.recent is not None:  # a leaf to `tree_map`
+            part.recent = tree_map(torch.zeros_like, part.recent)
         part.stats = self.new_stats(1, P, C, part.slots.features.device)
         part.seen = torch.zeros_like(part.seen)
         _assign(state, [video], part)
