@@ -12,7 +12,7 @@ from fewtokens.core.memory import Memory, MemoryState, Slots
 from fewtokens.core.method import load_weights
 from fewtokens.methods.ops.memory_rules import adjacency_stats, halve, mean_key, merge_adjacent, merge_down
 from fewtokens.methods.ops.per_frame import check_dim
-from fewtokens.methods.ops.resample import Attention, feed_forward
+from fewtokens.methods.ops.resample import IdentityLayer
 from fewtokens.methods.ops.scene_tilling import SceneStream
 
 # Memories of earlier scenes that the next one attends to.
@@ -68,8 +68,8 @@ class VideoLLaMB(Memory):
         self.dim, self.frames, self.memory = dim, frames, memory
         self.num_layers, self.checkpoint = num_layers, checkpoint
         self.initial = nn.Parameter(torch.randn(memory, dim) / dim**0.5)
-        self.layers = nn.ModuleList(_Layer(dim) for _ in range(num_layers))
-        self.recall = _Layer(dim)
+        self.layers = nn.ModuleList(IdentityLayer(dim) for _ in range(num_layers))
+        self.recall = IdentityLayer(dim)
         load_weights(self, checkpoint)
 
     def new_stats(self, B: int, P: int, C: int, device: torch.device) -> dict[str, Tensor]:
@@ -139,20 +139,3 @@ class VideoLLaMB(Memory):
             x = layer(x, None, mask)
         features = x[:, self.memory :].reshape(B, F, P, C).to(state.slots.features.dtype)
         return Slots(features, scene.info), x[:, : self.memory]
-
-
-class _Layer(nn.Module):
-    """Pre-norm attention, to the input or a context, and an MLP; the identity before training."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, 8)
-        self.norm2, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
-        for parameter in (self.attention.out.weight, *self.mlp[-1].parameters()):
-            nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor) -> Tensor:
-        """[B,N,C], attending to a context [B,K,C] (None for itself) with mask [B,K]."""
-        y = self.norm1(x)
-        x = x + self.attention(y, y if context is None else self.norm1(context), mask)
-        return x + self.mlp(self.norm2(x))

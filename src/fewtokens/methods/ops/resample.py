@@ -100,8 +100,9 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def key_mask(mask: Tensor) -> Tensor:
-    """The attention mask [B,1,1,N] of keys [B,N]; if no key is real, all are visible, to avoid NaN."""
-    return (mask | ~mask.any(-1, keepdim=True))[:, None, None]
+    """The mask [B,1,M,N] of keys [B,N] (M = 1) or [B,M,N]; if no key is real, all are visible, to avoid NaN."""
+    mask = mask | ~mask.any(-1, keepdim=True)
+    return mask[:, None] if mask.ndim == 3 else mask[:, None, None]
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -143,7 +144,7 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2)), weights.mean(1)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As `attend` without the weights, [B,M,C], with PyTorch's fused attention."""
+        """As `attend` without the weights, [B,M,C], with PyTorch's fused attention; the mask may be [B,M,N]."""
         q, k = self._queries_and_keys(x, context)
         v = split_heads(self.value(context), self.heads)
         mixed = F.scaled_dot_product_attention(q, k, v, None if mask is None else key_mask(mask))
@@ -170,6 +171,23 @@ class Block(nn.Module):
         """[B,N,C] to [B,N,C]."""
         y = self.norm1(x)
         x = x + self.attention(y, y)
+        return x + self.mlp(self.norm2(x))
+
+
+class IdentityLayer(nn.Module):
+    """Pre-norm attention, to the input or a context, and an MLP; the identity before training."""
+
+    def __init__(self, dim: int, heads: int = 8) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm2, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
+        for parameter in (self.attention.out.weight, *self.mlp[-1].parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """[B,N,C], attending to a context [B,K,C] (None for itself) with mask [B,K] or [B,N,K]."""
+        y = self.norm1(x)
+        x = x + self.attention(y, y if context is None else self.norm1(context), mask)
         return x + self.mlp(self.norm2(x))
 
 

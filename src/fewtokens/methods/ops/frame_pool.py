@@ -1,0 +1,31 @@
+"""Average pooling of the tokens of a frame to a constant number."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pool_frame(x: Tensor, H: int, W: int, count: int) -> Tensor:
+    """Averages the tokens of each frame to `count`, or returns them unchanged if they are `count`.
+
+    The new tokens form the rectangle nearest to a square that has `count` cells. If the frame has not one token per
+    cell, or no rectangle fits in it, each new token is the mean of consecutive ones.
+
+    Args:
+        x: the tokens of frames, [...,P,C].
+        H, W: rows and columns of a frame.
+        count: number of tokens after pooling, at most P.
+
+    Returns:
+        [...,count,C].
+    """
+    P = x.shape[-2]
+    if count == P:
+        return x
+    shapes = [(rows, count // rows) for rows in range(1, H + 1) if count % rows == 0 and count // rows <= W]
+    if P != H * W or not shapes:
+        H, W, shapes = 1, P, [(1, count)]
+    shape = min(shapes, key=lambda shape: abs(shape[0] - shape[1]))
+    maps = x.flatten(0, -3).transpose(1, 2).unflatten(2, (H, W))
+    return F.adaptive_avg_pool2d(maps, shape).flatten(2).transpose(1, 2).unflatten(0, x.shape[:-2])
