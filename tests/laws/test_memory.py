@@ -30,15 +30,20 @@ SPECS = [
     "videollamb(10, memory=2)",
     "videoscan(6)",
     "videoscan(6, rule='merge')",
+    "videostreaming(6, clip=3)",
 ]
 # Merge only neighbors in time, so that slots are disjoint spans.
 ADJACENT = [spec for spec in SPECS if spec.startswith(("moviechat", "videoscan", "ring", "halving", "reservoir"))]
 # Every frame is in some slot.
-CONSERVE = [spec for spec in SPECS if "merge" in spec or spec.startswith(("moviechat", "kmeans_cap", "tome_cap"))]
+CONSERVE = [
+    spec
+    for spec in SPECS
+    if "merge" in spec or spec.startswith(("moviechat", "kmeans_cap", "tome_cap", "videostreaming"))
+]
 # Summarize each step, also before the memory is full.
 NEVER_UNCHANGED = ("moviechat(6, short=4)", "moviechat(4, short=5, variant='code')")
 # Summarize also the frames of a step that is not full yet.
-SUMMARIES = ("tdc",)
+SUMMARIES = ("tdc", "videostreaming")
 
 
 def build(spec: str) -> Memory:
