@@ -27,23 +27,20 @@ SPECS = [
     "ring(6)",
     "tdc(6, chunk=3, tokens=2)",
     "tome_cap(6, recent=3)",
+    "video_xl_pro(6)",
     "videollamb(10, memory=2)",
     "videoscan(6)",
     "videoscan(6, rule='merge')",
     "videostreaming(6, clip=3)",
 ]
+# Summarize also the frames of a step that is not full yet.
+SUMMARIES = ("tdc", "video_xl_pro", "videostreaming")
 # Merge only neighbors in time, so that slots are disjoint spans.
-ADJACENT = [spec for spec in SPECS if spec.startswith(("moviechat", "videoscan", "ring", "halving", "reservoir"))]
+ADJACENT = ("moviechat", "videoscan", "ring", "halving", "reservoir", *SUMMARIES)
 # Every frame is in some slot.
-CONSERVE = [
-    spec
-    for spec in SPECS
-    if "merge" in spec or spec.startswith(("moviechat", "kmeans_cap", "tome_cap", "videostreaming"))
-]
+CONSERVE = ("moviechat", "kmeans_cap", "tome_cap", "videoscan(6, rule='merge')", "videostreaming", "video_xl_pro")
 # Summarize each step, also before the memory is full.
 NEVER_UNCHANGED = ("moviechat(6, short=4)", "moviechat(4, short=5, variant='code')")
-# Summarize also the frames of a step that is not full yet.
-SUMMARIES = ("tdc", "videostreaming")
 
 
 def build(spec: str) -> Memory:
@@ -135,12 +132,12 @@ class TestEveryMemory:
         out, read = memory(tokens).check(), memory.read(memory.push(tokens))
         frames = float(out.sizes.sum()) / 4
         assert float(read.sizes.sum()) / 4 == pytest.approx(frames)
-        if spec in CONSERVE:
+        if spec.startswith(CONSERVE):
             assert frames == pytest.approx(50)
             cells = memory.slot_tokens(4)
             expected = tokens.features.unflatten(1, (50, 4)).mean(1) if cells == 4 else tokens.features.mean(1, True)
             mean = (out.sizes[..., None] * out.features).unflatten(1, (-1, cells)).sum(1) / (200 / cells)
-            if "variant" not in spec:
+            if "variant" not in spec and spec != "video_xl_pro(6)":  # which repeats the last frame
                 torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
         elif spec.startswith(("videollamb", "tdc")):
             assert 50 - frames >= out.meta["forgotten"][0]  # merges frames and drops others
@@ -153,12 +150,15 @@ class TestEveryMemory:
         seconds, spans = out.grid.times, torch.tensor(out.meta["spans"][0])
         assert bool((seconds[1:] >= seconds[:-1]).all())
         assert bool((spans[:, 0] <= seconds).all()) and bool((seconds <= spans[:, 1]).all())
-        if spec in ADJACENT:
+        if spec.startswith(ADJACENT):
             assert bool((spans[1:, 0] > spans[:-1, 1]).all())
             # On the grid of the video, sizes are the numbers of assigned cells.
             placed = memory(tokens)
             counts = torch.bincount(placed.assignment[placed.assignment >= 0], minlength=placed.N)
-            assert counts.tolist() == placed.sizes[0].tolist()
+            if spec.startswith("tdc"):  # tokens of a slot share its cells
+                assert counts.sum() == placed.sizes.sum()
+            else:
+                assert counts.tolist() == placed.sizes[0].tolist()
 
     def test_a_snapshot_is_bit_identical(self, spec, tmp_path):
         memory, tokens = build(spec), stream(40, B=2, H=1, W=2)
