@@ -27,6 +27,7 @@ SPECS = [
     "ring(6)",
     "tdc(6, chunk=3, tokens=2)",
     "tome_cap(6, recent=3)",
+    "vidcompress(6, clip=3)",
     "video_xl_pro(6)",
     "videollamb(10, memory=2)",
     "videoscan(6)",
@@ -36,9 +37,12 @@ SPECS = [
 # Summarize also the frames of a step that is not full yet.
 SUMMARIES = ("tdc", "video_xl_pro", "videostreaming")
 # Merge only neighbors in time, so that slots are disjoint spans.
-ADJACENT = ("moviechat", "videoscan", "ring", "halving", "reservoir", *SUMMARIES)
+ADJACENT = ("moviechat", "videoscan", "ring", "halving", "reservoir", "vidcompress", *SUMMARIES)
 # Every frame is in some slot.
-CONSERVE = ("moviechat", "kmeans_cap", "tome_cap", "videoscan(6, rule='merge')", "videostreaming", "video_xl_pro")
+CONSERVE = (
+    "moviechat", "kmeans_cap", "tome_cap", "vidcompress", "videoscan(6, rule='merge')", "videostreaming",
+    "video_xl_pro",
+)  # fmt: skip
 # Summarize each step, also before the memory is full.
 NEVER_UNCHANGED = ("moviechat(6, short=4)", "moviechat(4, short=5, variant='code')")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fewtokens.core.memory import Memory, MemoryState, Slots
 from fewtokens.core.method import load_weights
 from fewtokens.methods.ops.frame_pool import pool_frame
-from fewtokens.methods.ops.memory_rules import adjacency_stats, mean_key, merge_adjacent, merge_groups
+from fewtokens.methods.ops.memory_rules import adjacency_stats, check_question, mean_key, merge_adjacent, merge_groups
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import IdentityLayer, check_counts
 
@@ -88,10 +88,7 @@ class VideoStreaming(Memory):
 
     def _select(self, slots: Slots, text: Tensor) -> Slots:
         """The `top` slots with the highest cosine with the question."""
-        if text.ndim != 3 or len(text) != len(slots.info) or not text.shape[1] or text.shape[2] != self.dim:
-            raise ValueError(
-                f"{self.name} requires text of shape [{len(slots.info)},L,{self.dim}], got {list(text.shape)}"
-            )
+        check_question(self.name, text, len(slots.info), self.dim)
         question = mean_key(self._states(text, torch.ones_like(text[..., 0], dtype=torch.bool))[:, None])
         score = (mean_key(slots.features) * question).sum(2).masked_fill(~slots.mask, -torch.inf)
         return slots.take(score.argsort(dim=1, descending=True, stable=True)[:, : self.top])

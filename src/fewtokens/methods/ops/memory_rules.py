@@ -30,6 +30,12 @@ def flat_key(features: Tensor) -> Tensor:
     return F.normalize(features.flatten(2).float(), dim=-1)
 
 
+def check_question(name: str, text: Tensor, B: int, dim: int) -> None:
+    """Raises a ValueError if the cue "text" of `Memory.read` is not [B,L,dim] with L >= 1."""
+    if text.ndim != 3 or len(text) != B or not text.shape[1] or text.shape[2] != dim:
+        raise ValueError(f"{name} requires text of shape [{B},L,{dim}], got {list(text.shape)}")
+
+
 def merge(left: Slots, right: Slots, *, weighted: bool = True) -> Slots:
     """Averages slots position by position.
 
