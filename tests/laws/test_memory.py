@@ -187,6 +187,11 @@ class TestEveryMemory:
             assert torch.equal(out[b].grid.times, alone.grid.times)
             assert_same_tokens(forward[b], memory(video))
 
+    def test_a_reset_memory_is_as_new(self, spec):
+        memory, tokens = build(f"{spec[:-1]}, on_jump='reset')"), stream(20, H=2, W=2)
+        state = push_chunks(memory, tokens.replace(grid=later(tokens.grid, 100)), 20)
+        assert_bit_equal(push_chunks(memory, tokens, 7, state), push_chunks(memory, tokens, 20))
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision(self, spec, dtype):
         """Comparisons are in float32, so that scenes are held as in float32."""

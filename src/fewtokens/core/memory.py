@@ -323,7 +323,7 @@ class Memory(Method):
         for t in range(grid.T):
             for b in range(tokens.B):
                 if t in jumps[b]:
-                    self._reset(state, b)
+                    self._reset(state, b, frames.features.shape[2])
             seen = state.seen.tolist()
             active = [b for b in range(tokens.B) if t < lengths[b]]
             groups = {(seen[b], b if self.separate else 0): [] for b in active}  # type: ignore[var-annotated]
@@ -411,14 +411,13 @@ class Memory(Method):
         frames.seconds[:] = seconds[..., None].to(frames.features.device)
         return jumps
 
-    def _reset(self, state: MemoryState, video: int) -> None:
-        """Empties the memory of one video; its clock stays."""
-        P, C = (state.slots if state.recent is None else state.recent).features.shape[2:]
+    def _reset(self, state: MemoryState, video: int, P: int) -> None:
+        """Empties the memory of one video with P tokens per frame; its clock stays."""
         part = state.select([video])
         part.slots = tree_map(torch.zeros_like, part.slots)
         if part.recent is not None:  # a leaf to `tree_map`
             part.recent = tree_map(torch.zeros_like, part.recent)
-        part.stats = self.new_stats(1, P, C, part.slots.features.device)
+        part.stats = self.new_stats(1, P, part.slots.features.shape[3], part.slots.features.device)
         part.seen = torch.zeros_like(part.seen)
         _assign(state, [video], part)
 

@@ -96,7 +96,7 @@ class VidCompress(Memory):
         """Frames [B,n,P,C] as slots [B,n,S,C]."""
         n, P, C = frames.features.shape[1:]
         check_dim(self.name, C, self.dim)
-        history, dtype = self._history(state), self.question.norm1.weight.dtype
+        history, dtype = self._history(state), next(self.parameters()).dtype
         S = self.slot_tokens(P)
         cache, cache_mask = history.features.flatten(1, 2).to(dtype), history.mask.repeat_interleave(S, 1)
         x = frames.features.to(dtype)
@@ -114,7 +114,7 @@ class VidCompress(Memory):
         """Slots whose tokens are adapted to the question."""
         B, M = slots.features.shape[:2]
         check_question(self.name, text, B, self.dim)
-        dtype = self.question.norm1.weight.dtype
+        dtype = next(self.parameters()).dtype
         x = slots.features.flatten(0, 1).to(dtype)
         context = torch.cat([x, text.to(dtype).repeat_interleave(M, 0)], 1)
         adapted = self.look(self.question(x, context), x)

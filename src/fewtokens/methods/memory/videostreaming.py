@@ -100,7 +100,7 @@ class VideoStreaming(Memory):
         count = self.slot_tokens(P)
         average = merge_groups(frames, torch.zeros_like(frames.mask, dtype=torch.int64), 1)
         start = pool_frame(average.features, state.H, state.W, count)[:, 0]
-        dtype = self.layers[0].norm1.weight.dtype
+        dtype = next(self.parameters()).dtype
         before = state.stats["last"].to(dtype)
         x = torch.cat([before, frames.features.flatten(1, 2).to(dtype), start.to(dtype)], 1)
         # The first clip has none before it.
@@ -114,7 +114,7 @@ class VideoStreaming(Memory):
         """The final states of tokens [B,N,C] with a mask [B,N]; each sees itself and those before it."""
         N = x.shape[1]
         visible = torch.ones(N, N, dtype=torch.bool, device=x.device).tril() & mask[:, None]
-        x = x.to(self.layers[0].norm1.weight.dtype)
+        x = x.to(next(self.parameters()).dtype)
         for layer in self.layers:
             x = layer(x, None, visible)
         return x

@@ -177,9 +177,9 @@ class Block(nn.Module):
 class IdentityLayer(nn.Module):
     """Pre-norm attention, to the input or a context, and an MLP; the identity before training."""
 
-    def __init__(self, dim: int, heads: int = 8) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, 8)
         self.norm2, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
         for parameter in (self.attention.out.weight, *self.mlp[-1].parameters()):
             nn.init.zeros_(parameter)
