@@ -25,7 +25,7 @@ SPECS = [
     "moviechat(4, short=5, variant='code')",
     "reservoir(6)",
     "ring(6)",
-    "tdc(6, chunk=3, tokens=2)",
+    "tdc(6, chunk=3, tokens=2, num_layers=1)",
     "tome_cap(6, recent=3)",
     "vidcompress(6, clip=3)",
     "video_xl_pro(6)",

@@ -18,7 +18,7 @@ _COLORS = (
     "#2458a6", "#d1495b", "#2e8b57", "#e08e0b", "#7b3fa0", "#0a9396",
     "#b5179e", "#6a994e", "#8d5a3b", "#00b4d8", "#b8950b", "#3a0ca3",
 )  # fmt: skip
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h", "<", ">", "H")
 # One row of twelve colors for each marker. Append new methods at the end: the position is the look.
 _METHODS = (
     "kmeans", "tome", "rlt", "evs", "dpc_knn", "token_dynamics",
