@@ -70,7 +70,7 @@ WITHOUT_TORCH = (
     ["encode", "clip.mp4", "--tokenizer", "nothing > tubelet", "--out", "o"],
     ["encode", "clip.mp4", "--tokenizer", "tubelet > nothing", "--out", "o"],
     ["encode", "clip.mp4", "--tokenizer", "tubelet | nothing > tubelet", "--out", "o"],
-    ["encode", "clip.mp4", "--tokenizer", "tubelet(widht=8) > tubelet", "--out", "o"],
+    ["encode", "clip.mp4", "--tokenizer", "tubelet(wdth=8) > tubelet", "--out", "o"],
     ["decode", "missing.safetensors", "--out", "a.mp4"],
     ["decode", "a.safetensors", "b.safetensors", "--out", "a.mp4"],
     ["decode", "a.safetensors", "--out", "a.txt"],
