@@ -115,3 +115,19 @@ def test_errors():
         fewtokens.read(FRAMES, select="sevila", question=QUESTION, scorer="model")
     with pytest.raises(ValueError, match="sevila selects by a question"):
         fewtokens.read(FRAMES, select="sevila", scorer="model")
+
+
+@pytest.mark.parametrize("family", ["bytes", "metaspace"])
+def test_the_casings_of_an_answer(family):
+    """As in byte-level tokenizers, which tell a space before a word apart, and as in those with a leading "▁"."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "yes", "Yes", "Ġyes", "ĠYes", "▁yes", "▁Yes", "YES", "yesterday"]
+    rules = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    if family == "bytes":
+        rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        rules.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules, unk_token="<unk>")
+    assert answer_ids(tokenizer, "yes").tolist() == ([1, 2, 3, 4] if family == "bytes" else [5, 6])

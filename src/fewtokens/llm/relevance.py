@@ -33,7 +33,8 @@ class ModelScorer(Scorer):
     The localizer of SeViLA (arXiv 2305.06988), with any video language model. Each frame is the only one of a video in
     its own prompt, at second 0; nothing is generated. The score is in 0..1: the sigmoid of log sum exp z("yes") - log
     sum exp z("no"), over the logits z of yes, Yes and both after a space, as far as each is one token. SeViLA ranks
-    frames by the logit of "yes" alone, which is not comparable between frames, and was trained on this prompt.
+    frames by the logit of "yes" alone, which is not comparable between frames; it was trained on the default prompt,
+    other models were not.
 
     Args:
         model, processor: as `fewtokens.llm.load` returns them.

@@ -22,7 +22,7 @@ class Koala(FrameSelector):
     """
 
     paper = "sampling of Koala: Key frame-conditioned long video-LLM, arXiv 2404.04346"
-    license = "written from the paper and a description of its code; license of the code not checked"
+    license = "own code; the sampling is that of the authors' evaluation code, whose license was not checked"
     cost = "O(K); no thumbnails"
 
     def __init__(self, segments: int = 4, *, frames: int = 16) -> None:

@@ -11,7 +11,7 @@ class Sevila(FrameSelector):
 
     The localizer of SeViLA (arXiv 2305.06988), its selection: the scorer is meant to be the video language model itself
     (`scorer="model"`, see `fewtokens.llm.ModelScorer`), which then answers from these frames; any other one works too.
-    SeViLA ranks by the logit of "yes", which is not comparable between frames; that scorer divides it by "no". Equal
+    SeViLA ranks by the logit of "yes", which is not comparable between frames; that scorer relates it to "no". Equal
     scores are resolved evenly over the video. The training of the localizer by the answerer is not implemented.
 
     Args:
