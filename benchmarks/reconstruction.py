@@ -2,6 +2,7 @@
 
     python benchmarks/reconstruction.py WORK frames   # decodes the clips at a short side of 72 pixels
     python benchmarks/reconstruction.py WORK train    # trains every row that is not in WORK yet; --only
+    python benchmarks/reconstruction.py WORK uses     # label propagation and a linear probe with the features of codes
     python benchmarks/reconstruction.py WORK report   # scores the trained ones, writes results/reconstruction.*
 
 Data: the clips of $FEWTOKENS_DATA/clips and /real/train. DAVIS sequences are never trained on; they and every fifth of
@@ -22,6 +23,7 @@ and every row 3 dB or more below x265.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import subprocess
@@ -36,8 +38,13 @@ import torch
 
 from common import RESULTS, write
 from fewtokens.core import files
+from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
+from fewtokens.data.dense_sets import davis_sequences
 from fewtokens.data.footage import Footage, find_footage
+from fewtokens.encoders import load_encoder
+from fewtokens.evaluation import dense
+from fewtokens.evaluation.label_propagation import make_protocol
 from fewtokens.evaluation.reconstruction.compare import Clip, ClipProtocol, compare, read_clips
 from fewtokens.evaluation.reconstruction.metrics import evaluate
 from fewtokens.evaluation.reconstruction.rate_distortion import RatePoint
@@ -71,8 +78,11 @@ _QUERIES = (
 
 _PRESETS = (
     "hitvideo", "cosmos_dv4x8x8", "omnitokenizer_vq", "c_vivit", "bsq_vit_18", "one_d_piece", "coda", "revq", "fqgan",
-    "imagefolder", "tokenflow", "dualtoken", "magvit2_lfq", "gaussiantoken", "vidtok_fsq_262144",
+    "imagefolder", "tokenflow", "dualtoken",
 )  # fmt: skip
+# Tokenizers of single frames with a grid of 8 x 8 pixels, whose features label propagation can use.
+_PER_FRAME = ("dualtoken", "fqgan", "tokenflow", "coda")
+_SEQUENCES = ("blackswan", "bmx-trees", "car-shadow", "dog")
 
 
 @dataclass(frozen=True)
@@ -174,6 +184,33 @@ def step_train(options: argparse.Namespace) -> None:
             print(f"{name}, seed {seed}: {seconds:.0f} s, {report.scores}", flush=True)
 
 
+def step_uses(options: argparse.Namespace) -> None:
+    """Scores features of codes by label propagation on four DAVIS sequences and a linear probe of ten hand signs."""
+    data = Path(os.environ.get("FEWTOKENS_DATA", "../shared/data"))
+    protocol = make_protocol("davis", "A", ["size=short 240", "radius=10", "context=7"])
+    sequences, _ = davis_sequences(data / "davis2016" / "DAVIS", "all")
+    folders = {
+        name: run_folder(options.work, name, 0) / "tokenizer" for name in (*_PER_FRAME, "conv fsq", "linear fsq")
+    }
+    rows = []
+    for name in ("patches", *folders):
+        row: dict[str, Any] = {"features": name}
+        if name in ("patches", *_PER_FRAME):
+            encoder = load_encoder("patches", patch_size=8) if name == "patches" else load_encoder(str(folders[name]))
+            encode = dense.encode_with(Pipeline("", encoder))
+            scores = [dense.davis(files, encode, protocol).row for files in sequences if files.name in _SEQUENCES]
+            row["J&F"] = dense.davis_summary(scores)[1]["native"]["j_and_f_mean"]
+        command = ["eval", "linear", "--data", str(data / "sign_digits" / "Dataset"), "--size", "64", "--json"]
+        more = [] if name == "patches" else ["--encoder", str(folders[name])]
+        probe = subprocess.run(
+            [sys.executable, "-m", "fewtokens", *command, *more], capture_output=True, text=True, check=True
+        )
+        row["linear probe"] = json.loads(probe.stdout)["top1"]
+        rows.append(row)
+        print(row, flush=True)
+    files.write_json(options.work / "uses.json", rows)
+
+
 # Of the rows whose codes are in an order; the first two are not trained for it.
 _PREFIXES = (
     "queries fsq, longer", "conv residual vq 32 x 3", "queries fsq tail drop", "queries tail drop, longer",
@@ -266,6 +303,7 @@ def step_report(options: argparse.Namespace) -> None:
     )
     draw_rate_distortion(points, "psnr", RESULTS / "reconstruction.png", caption=caption)
     prefixes = score_prefixes(first, clips)
+    uses = files.read_json(options.work / "uses.json")
     curves = [RatePoint(row["name"], row["bits_per_pixel"], {"psnr": row["psnr"]}) for row in prefixes]
     draw_rate_distortion(
         curves, "psnr", RESULTS / "reconstruction_prefixes.png", title="The first codes only",
@@ -276,6 +314,8 @@ def step_report(options: argparse.Namespace) -> None:
     middle = CLIP[0] // 2
     strips = [("original", torch.stack([clip[middle] for clip in shown]))]
     for name, tokenizer in first.items():
+        if rows()[name].group not in ("networks", "longer", "presets"):
+            continue
         decoded = [tokenizer.decode(tokenizer.encode(clip))[0, middle] for clip in shown]
         strips.append((name.replace(" ", "\n", 1), (torch.stack(decoded) * 255).round().byte()))
     draw_strips(
@@ -286,7 +326,12 @@ def step_report(options: argparse.Namespace) -> None:
         "reconstruction",
         "Small tokenizers at equal bits",
         "python benchmarks/reconstruction.py WORK frames|train|report",
-        {"Tokenizers": table, "The first codes only": prefixes, "Codecs and simple reconstructions": references},
+        {
+            "Tokenizers": table,
+            "The first codes only": prefixes,
+            "Features of codes": uses,
+            "Codecs and simple reconstructions": references,
+        },
         f"{caption} PSNR is the mean over frames, psnr_spread the range over the seeds. area_pooling, x264 and x265 "
         "are their PSNR at the bits of the row; x265_above_target is the share of clips for which x265 does not reach "
         f"so few bits. Held out: {', '.join(Path(clip.name).stem for clip in clips)}.",

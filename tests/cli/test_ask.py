@@ -64,8 +64,22 @@ def test_selected_frames(clip, model):
         ((*select, "--frames", 4), "--frames and --fps cannot be combined with --select"),
         (("--scorer", "features"), "--scorer requires --select"),
         (("--with", "aks | kmeans"), "it selects the frames that are read"),
+        (("--select", "sevila", "--scorer", "model"), "the tokenizer has no token for 'yes'"),
     ):
         assert message in ask(*words[:4], *more, code=2).stderr
+
+
+def test_frames_selected_by_the_model_itself(clip, tmp_path, monkeypatch):
+    from tests.llm import saved
+
+    monkeypatch.setattr(saved, "WORDS", (*saved.WORDS, "yes", "no"))
+    folder = save("llava_onevision", tmp_path)
+    words = (clip, FIRST, "--model", folder, "--with", "", "--max-new-tokens", 2, "--scorer", "model", "--json")
+    done = ask(*words, "--select", "sevila(keep=4, frames=6)")
+    (row,) = json.loads(done.stdout)["answers"]
+    assert row["cells"] == row["visual_tokens"] == 4 * 16 and "note:" not in done.stderr
+    done = ask(*words, "--select", "quota(frames=4)")
+    assert "the sizes that quota chooses are ignored" in done.stderr
 
 
 def test_an_image(tmp_path):

@@ -70,7 +70,7 @@ WITHOUT_TORCH = (
     ["encode", "clip.mp4", "--tokenizer", "nothing > tubelet", "--out", "o"],
     ["encode", "clip.mp4", "--tokenizer", "tubelet > nothing", "--out", "o"],
     ["encode", "clip.mp4", "--tokenizer", "tubelet | nothing > tubelet", "--out", "o"],
-    ["encode", "clip.mp4", "--tokenizer", "tubelet(widht=8) > tubelet", "--out", "o"],
+    ["encode", "clip.mp4", "--tokenizer", "tubelet(wdth=8) > tubelet", "--out", "o"],
     ["decode", "missing.safetensors", "--out", "a.mp4"],
     ["decode", "a.safetensors", "b.safetensors", "--out", "a.mp4"],
     ["decode", "a.safetensors", "--out", "a.txt"],
@@ -214,7 +214,7 @@ def test_an_option_name_has_one_meaning():
             for flag in param.opts if param.param_type_name == "option" else ():
                 flags[flag].add(param.is_flag)
     assert not {flag for flag, kinds in flags.items() if len(kinds) > 1} - {"--compare"}
-    removed = {"--stream", "--methods", "--items", "--videos", "--video-size"}
+    removed = {"--methods", "--items", "--videos", "--video-size"}
     assert not removed & flags.keys()
     assert {"--encoder", "--model", "--with", "--chunked", "--video-stream"} <= flags.keys()
 

@@ -20,11 +20,12 @@ VARIANTS = [
     "kffocus(keep=8, key=16, other=4)",
     "dcode(alpha=0.5)",
     "scene_changes(rate=2.0)",
+    "koala(segments=3, frames=4)",
     "timemarker(most=16, tokens=160, grid=8)",
 ]
 SPECS = [*registry.selector_names(), *VARIANTS]
 # Selectors whose number of frames is not `keep`: it follows from the video.
-FROM_VIDEO = {"intp", "quota", "timemarker"}
+FROM_VIDEO = {"intp", "koala", "quota", "timemarker"}
 THRESHOLD = {"scene_changes(rate=2.0)"}
 RELEVANCE = [name for name in registry.selector_names() if "relevance" in registry.create_method(name).needs]
 

@@ -177,8 +177,11 @@ def ask(
         raise ValueError("--frames and --fps cannot be combined with --select")
     if selecting.select is None and selecting.scorer is not None:
         raise ValueError("--scorer requires --select")
+    selects = selection_of(selecting, prompts[0], run, session=True)
+    if selects and selects["select"].sizes:
+        note("note:", f"the sizes that {selects['select'].name} chooses are ignored; all frames have full size")
     with _spinner(as_json) as say, progress("questions", len(prompts), bar=False) as advance:
-        few = open_session(session, method, run, say, selection_of(selecting, prompts[0], run))
+        few = open_session(session, method, run, say, selects)
         full = few.unreduced() if compare else None
         if compare:
             few.warm_up()  # otherwise only the first of the two would include it

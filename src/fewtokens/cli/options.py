@@ -210,8 +210,8 @@ class SelectOptions:
         str | None,
         typer.Option(
             "--scorer",
-            help="Relevance of frames for --select: clip:FOLDER (CLIP or SigLIP, by the question), features (novelty) "
-            "or features:ENCODER.",
+            help="Relevance of frames for --select: clip:FOLDER (CLIP or SigLIP, by the question), features (novelty), "
+            "features:ENCODER or, in ask, model (whether the language model says that a frame answers the question).",
             rich_help_panel=INPUT,
         ),
         Check(check_scorer),

@@ -136,8 +136,12 @@ def read_video(
     )
 
 
-def selection_of(options: SelectOptions, question: str | None, run: RunOptions) -> dict[str, Any]:
+def selection_of(
+    options: SelectOptions, question: str | None, run: RunOptions, *, session: bool = False
+) -> dict[str, Any]:
     """Returns the arguments of `fewtokens.read` that select frames, with the scorer loaded; {} without --select.
+
+    `session`: whether they are for a `Session`, which makes the scorer "model" itself.
 
     Raises:
         ValueError: the spec is invalid, a question or a scorer is missing, or the scorer cannot be loaded.
@@ -153,7 +157,9 @@ def selection_of(options: SelectOptions, question: str | None, run: RunOptions) 
         raise ValueError(f"--scorer has no effect: {selector.name} selects by time alone")
     if selector.learned and not selector.arguments.get("checkpoint"):
         note(f"{selector.name} has random weights:", "load trained ones with checkpoint='FILE' in the spec")
-    scorer = None if options.scorer is None else load_scorer(options.scorer, device=run.device)
+    scorer: Any = options.scorer
+    if scorer is not None and not (session and scorer == "model"):
+        scorer = load_scorer(scorer, device=run.device)
     return {"select": selector, "question": question, "scorer": scorer}
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 DEVICES = ("cuda", "mps", "cpu")
 DTYPES = ("float32", "float16", "bfloat16")
 
-SCORERS = "'clip:FOLDER' (a text-image model), 'features' (novelty of the pixels) or 'features:ENCODER'"
+SCORERS = (
+    "'clip:FOLDER' (a text-image model), 'features' (novelty of the pixels), 'features:ENCODER' or, in a session, "
+    "'model' (its language model)"
+)
 SUFFIXES = (".png", ".html", ".mp4", ".gif")
 STYLES = ("fill", "outline", "mean")  # see `fewtokens.show.overlay`
 MAX_COLUMNS = 5  # of a comparison as a .png
@@ -36,8 +39,9 @@ def check_dtype(name: str) -> None:
 
 def check_scorer(name: str) -> None:
     """Raises ValueError if this is not the name of a scorer, see `fewtokens.selection.load_scorer`; loads nothing."""
-    kind, colon, model = name.partition(":")
-    if kind not in ("clip", "features") or bool(colon) != bool(model) or (kind == "clip" and not model):
+    kind, _, model = name.partition(":")
+    alone = name in ("features", "model")
+    if not alone and (kind not in ("clip", "features") or not model):
         raise ValueError(f"scorer must be {SCORERS}, got {name!r}")
 
 

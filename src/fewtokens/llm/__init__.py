@@ -30,6 +30,7 @@ from fewtokens.llm.layout import Layout
 from fewtokens.llm.load import VideoLLM, find, load
 from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.prompts import Processor
+from fewtokens.llm.relevance import ModelScorer
 from fewtokens.llm.session import Session
 from fewtokens.llm.speculative import Speculation, speculate
 from fewtokens.llm.stream_session import StreamSession
@@ -45,6 +46,7 @@ __all__ = [
     "Family",
     "RowLayout",
     "Embeds",
+    "ModelScorer",
     "Processor",
     "Session",
     "Speculation",

@@ -25,6 +25,7 @@ from fewtokens.llm.cues import attention_rule, check_cues, needed_cues
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
 from fewtokens.llm.prompts import Processor, inputs_on
+from fewtokens.llm.relevance import ModelScorer
 from fewtokens.llm.tower_run import TowerMethods
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
 from fewtokens.profiling.memory import peak_memory
@@ -62,8 +63,8 @@ class Session:
         frames: the number of evenly spaced frames per video. Default: `num_frames` of the processor.
         fps: frames per second, instead of `frames`.
         select, scorer: the method that selects the frames to read of a file, instead of `frames`, and what scores their
-            relevance for the question; see `fewtokens.read`. Frames have one size: the sizes that a selector chooses
-            are ignored.
+            relevance for the question; see `fewtokens.read`. "model" is `ModelScorer` with this model. Frames have one
+            size: the sizes that a selector chooses are ignored.
         layout, positions, tower: see `compress`.
         cache_size: the number of videos, the most recently used ones, whose features stay in memory.
 
@@ -98,8 +99,10 @@ class Session:
         if select is not None and (frames is not None or fps is not None):
             raise ValueError("pass select= or frames= and fps=, not both")
         self.select = None if select is None else load_selector(select)
-        self.scorer = None if scorer is None else load_scorer(scorer)
         model = unwrap(model)
+        self.scorer: Scorer | None = None
+        if scorer is not None:
+            self.scorer = ModelScorer(model, processor) if scorer == "model" else load_scorer(scorer)
         self.model, self.processor, self.backend = model, processor, backend_of(model)
         self.fps, self.cache_size = fps, cache_size
         self.frames = None if fps is not None else processor.num_frames if frames is None else frames

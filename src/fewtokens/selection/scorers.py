@@ -118,13 +118,19 @@ def load_scorer(name: str | Scorer, *, device: str = "auto") -> Scorer:
         device: device of the model, see `load_encoder`.
 
     Raises:
-        ValueError: an unknown name, or a model without the parts that it needs.
+        ValueError: an unknown name, a model without the parts that it needs, or "model", which only a
+            `fewtokens.llm.Session` takes.
     """
     if isinstance(name, Scorer):
         return name
     if not isinstance(name, str | os.PathLike):
         raise ValueError(f"scorer must be {SCORERS}, or a Scorer, got {type(name).__name__}")
     check_scorer(str(name))
+    if str(name) == "model":
+        raise ValueError(
+            "scorer 'model' is the language model of a session: use fewtokens ask --scorer model, "
+            "Session(scorer='model'), or pass fewtokens.llm.ModelScorer(model, processor)"
+        )
     kind, _, model = str(name).partition(":")
     if kind == "clip":
         from fewtokens.selection.text_image import TextImageScorer

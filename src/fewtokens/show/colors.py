@@ -36,7 +36,7 @@ _METHODS = (
     "attention_vq", "frozen_vq", "position_vq", "dual_vq", "grouped_residual_vq", "bottleneck",
     "hierarchical_fsq", "stream_vq", "geometry_vq",
     "uniform_frames", "random_frames", "scene_changes", "keyframes", "max_min_frames", "aks",
-    "f2c", "quota", "kffocus", "dcode", "timemarker", "intp", "videoitg",
+    "f2c", "quota", "kffocus", "dcode", "timemarker", "intp", "videoitg", "sevila", "koala",
     "ring", "reservoir", "halving", "tome_cap", "kmeans_cap", "moviechat", "videoscan", "videollamb",
     "tdc", "videostreaming", "video_xl_pro", "vidcompress",
 )  # fmt: skip

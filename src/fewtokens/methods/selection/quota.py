@@ -16,8 +16,8 @@ class Quota(FrameSelector):
     resizes, and enlarges frames above the resolution of the encoder). Each share becomes a nearly square grid. Frames
     are read at these sizes; a frame has at least one token. Negative relevance, as cosines can be, counts as 0.
 
-    Differences: the scorer is any scorer; the paper prompts a video language model for the probability of "yes", and
-    derives a list of objects from the question first.
+    Differences: the scorer is any scorer; the paper prompts a video language model for the probability of "yes", as
+    the scorer "model" of a session does, and derives a list of objects from the question first.
 
     Args:
         tokens: the total number of tokens, at least one per candidate. Default: 12544, as published (64 x 196).
