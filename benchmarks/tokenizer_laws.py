@@ -12,9 +12,9 @@ and so on; or the coarsest scale, two, and so on; or with fewer and fewer pixels
 
 Presets of other signals (vat, wavtokenizer, i2_world) have tests of the same kind in tests/tokenizers/presets.
 
-Cost: about 20 minutes of one core. Expect: 6 dB for every preset of the first table but divot, whose decoder samples frames from features of a random
-network, and a PSNR that rises along each row of the second, but for the last tokens of one_d_piece, which so few steps
-train too rarely.
+Cost: about 30 minutes of one core. Expect: 6 dB for every preset of the first table but divot, whose decoder samples
+frames from features of a random network, and a PSNR that rises along each row of the second, but for the last tokens of
+one_d_piece, which so few steps train too rarely.
 """
 
 from __future__ import annotations
