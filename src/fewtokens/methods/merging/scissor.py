@@ -43,7 +43,7 @@ class Scissor(Method):
 
     All pairs of averages, and of tokens and representatives, are compared, so this costs more than other methods: 2 to
     5 % (384 channels) or 25 % (896) of the time in which a ViT-S/14 encodes 32 frames; with keep=0.25, whose threshold
-    leaves more averages, 11 to 23 % or 43 %. It grows with the square of the number of tokens.
+    leaves more averages, 11 to 23 % or 30 %. It grows with the square of the number of tokens.
 
     Args:
         tau: cosine above which tokens are connected, in [-1, 1]. Default: 0.9, as in the published examples.
