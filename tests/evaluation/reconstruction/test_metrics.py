@@ -206,3 +206,9 @@ def test_videos_of_the_wrong_kind():
     ]:
         with pytest.raises(ValueError, match=message):
             psnr(a, b)
+
+
+def test_flicker_is_absent_without_seams_or_without_other_frames():
+    x = torch.rand(1, 5, 3, 16, 16)
+    assert "flicker" in evaluate(x, x, chunk=2)
+    assert all("flicker" not in evaluate(x, x, chunk=chunk) for chunk in (None, 1, 5, 8))

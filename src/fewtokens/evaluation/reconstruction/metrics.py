@@ -49,8 +49,8 @@ def evaluate(
         "psnr" (dB, mean of the PSNR of each frame), "psnr_clip" (dB, PSNR of the error pooled over the video),
         "ssim", "ms_ssim" (0 to 1), "ms_ssim_scales" (the number of scales that the frames have room for),
         "temporal_error" (mean absolute error of frame differences, 0..1; absent for one frame), "flicker" (as
-        `seam_flicker`; absent without `chunk` or if there is only one chunk), "lpips" (absent without `perceptual`),
-        and those of `code_health`. SSIM is absent for frames below 11 pixels.
+        `seam_flicker`; absent without `chunk`, or if there is only one chunk or every frame is one), "lpips" (absent
+        without `perceptual`), and those of `code_health`. SSIM is absent for frames below 11 pixels.
 
     Raises:
         ValueError: shapes differ, values are not float, or `codes` come without `codebook`.
@@ -65,7 +65,7 @@ def evaluate(
         values["ms_ssim_scales"] = torch.tensor(scales, dtype=torch.float64)
     if x.shape[1] > 1:
         values["temporal_error"] = temporal_difference_error(x, y)
-    if chunk and x.shape[1] > (first_chunk or chunk):
+    if chunk and 0 < int(_seams(x.shape[1], chunk, first_chunk or chunk).sum()) < x.shape[1] - 1:
         values["flicker"] = seam_flicker(x, y, chunk, first=first_chunk)
     if perceptual is not None:
         values["lpips"] = lpips(x, y, perceptual)
@@ -173,14 +173,19 @@ def seam_flicker(original: Tensor, reconstruction: Tensor, every: int, *, first:
     if every < 1 or first < 1:
         raise ValueError(f"chunks must have at least 1 frame, got every={every}, first={first}")
     errors = _temporal_errors(original, reconstruction)
-    step = torch.arange(1, errors.shape[1] + 1, device=errors.device)  # from frame step - 1 to frame step
-    seam = (step >= first) & ((step - first) % every == 0)
+    seam = _seams(original.shape[1], every, first).to(errors.device)
     if not seam.any() or seam.all():
         raise ValueError(
             f"flicker compares seams with other frames: chunks of {first}, {every}, ... frames have "
             f"{int(seam.sum())} seams in a video of {errors.shape[1] + 1} frames"
         )
     return errors[:, seam].mean(1) - errors[:, ~seam].mean(1)
+
+
+def _seams(frames: int, every: int, first: int) -> Tensor:
+    """Which steps from a frame to the next one are at a seam of chunks, bool [frames-1]."""
+    step = torch.arange(1, frames)
+    return (step >= first) & ((step - first) % every == 0)
 
 
 def code_health(codes: Tensor, codebook: int | Sequence[int]) -> dict[str, float]:
