@@ -220,7 +220,7 @@ _PREFIXES = (
 
 @torch.no_grad()
 def score_prefixes(tokenizers: dict[str, Tokenizer], clips: Sequence[Clip]) -> list[dict[str, Any]]:
-    """PSNR with the first codes only: an eighth to all of the tokens, or 1 to all of the levels of each token."""
+    """PSNR with the first codes only: a 32nd to all of the tokens, or 1 to all of the levels of each token."""
     table = []
     for name in (name for name in _PREFIXES if name in tokenizers):
         tokenizer = tokenizers[name]
@@ -228,7 +228,8 @@ def score_prefixes(tokenizers: dict[str, Tokenizer], clips: Sequence[Clip]) -> l
         quantizer = tokenizer.quantizer
         assert quantizer is not None
         levels = len(quantizer.codebook_sizes)
-        for kept in range(1, levels + 1) if levels > 1 else (round(encoded[0].N * 2**-k) for k in (5, 4, 3, 2, 1, 0)):
+        parts = {max(1, round(encoded[0].N * 2**-k)) for k in range(6)} if levels == 1 else set(range(1, levels + 1))
+        for kept in sorted(parts):
             bits, psnr = 0.0, 0.0
             for clip, tokens in zip(clips, encoded, strict=True):
                 if levels > 1:
