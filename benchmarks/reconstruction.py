@@ -296,7 +296,8 @@ def step_report(options: argparse.Namespace) -> None:
         for row in scored["rows"]
         if row["kind"] != "tokenizer" and (not row["at"] or "crf" in row["at"])
     ]  # fmt: skip
-    points = [RatePoint(row["name"], row["bits_per_pixel"], {"psnr": row["psnr"]}) for row in table]
+    plotted = [row for row in table if row["group"] in ("networks", "presets")]
+    points = [RatePoint(row["name"], row["bits_per_pixel"], {"psnr": row["psnr"]}) for row in plotted]
     points += [RatePoint(row["name"], row["bits_per_pixel"], {"psnr": row["psnr"]}) for row in references]
     steps = f"{STEPS} steps of {BATCH} clips ({LONG} if longer)"
     caption = (
