@@ -133,10 +133,9 @@ def check_cues(selector: FrameSelector, question: str | None, scorer: str | Scor
             f"{selector.name} selects by relevance and requires a scorer: scorer='clip:FOLDER' (--scorer) with a "
             "question, or 'features' without one"
         )
-    if isinstance(scorer, str):
-        by_text = scorer == "model" or scorer.startswith("clip:")
-    else:
-        by_text = scorer is not None and scorer.needs_question
+    # Anything else is refused when the scorer is loaded.
+    named = str(scorer) == "model" or str(scorer).startswith("clip:")
+    by_text = scorer.needs_question if isinstance(scorer, Scorer) else named
     if (("relevance" in selector.needs and by_text) or "question" in selector.needs) and not (question or "").strip():
         raise ValueError(f"{selector.name} selects by a question: question='...' (--question)")
 
