@@ -92,6 +92,7 @@ def demo(
 def _methods(budget: float | int | str, frames: int, size: int, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """All methods that need only pixels by label: those that meet the budget, and the others."""
     from fewtokens.core import registry
+    from fewtokens.core.memory import Memory
     from fewtokens.encoders import Patches
     from fewtokens.evaluation.compare import methods_at_budget
 
@@ -100,6 +101,8 @@ def _methods(budget: float | int | str, frames: int, size: int, seed: int) -> tu
     others = {f"{method.name}(threshold)": method for method in registry.build("rlt | dtd(mode='pixel')")}
     for name in registry.names():
         kind = registry.get(name)
+        if issubclass(kind, Memory):  # holds all of a clip that is so short
+            continue
         if kind.stage in ("pixels", "tokens") and not kind.learned and name not in at_budget:
             method = registry.create_method(name)
             if set(method.needs) <= {"pixels"}:
