@@ -19,6 +19,7 @@ from fewtokens import Tokens
 from fewtokens.cli import VERBS, app
 from fewtokens.core import registry
 from fewtokens.core.grid import Grid
+from fewtokens.core.memory import Memory
 from fewtokens.video import synthetic, write
 from tests.helpers.clips import assert_same_tokens
 from tests.helpers.data import data_path
@@ -97,6 +98,7 @@ def test_demo_runs_every_method_that_needs_only_pixels(tmp_path, monkeypatch):
         for name, kind in kinds.items()
         if kind.stage in ("pixels", "tokens")
         and not kind.learned
+        and not issubclass(kind, Memory)
         and set(registry.create_method(name).needs) <= {"pixels"}
     }
     assert {"grt", "visual_words", "dycoke", "grid_split"} <= expected
