@@ -81,6 +81,27 @@ def range_out(layer: str, theirs: str) -> dict[str, Rule]:
     }
 
 
+def codebook(own: str, theirs: str, entries: Callable[[Tensor], Tensor] | None = None) -> dict[str, Rule]:
+    """The rules of the entries of `vq`, and of what moves them in training, from a table [K,C].
+
+    Args:
+        own: the name of the quantizer.
+        theirs: the name of the table.
+        entries: maps the table to the entries. Default: they are equal.
+    """
+    names, book = (theirs,), f"{own}.codebook._codebook"
+
+    def embed(table: Tensor) -> Tensor:
+        return (table if entries is None else entries(table))[None]
+
+    return {
+        f"{book}.embed": (names, embed),
+        f"{book}.embed_avg": (names, embed),
+        f"{book}.cluster_size": (names, lambda table: table.new_ones(1, len(table))),
+        f"{book}.initted": (names, lambda table: table.new_ones((), dtype=bool)),
+    }
+
+
 def _same(value: Tensor) -> Tensor:
     return value
 

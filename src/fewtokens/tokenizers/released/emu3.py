@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.plain import conform
-from fewtokens.tokenizers.released.convert import Rule, convert
+from fewtokens.tokenizers.released.convert import codebook, convert
 from fewtokens.tokenizers.tokenizer import Tokenizer
 
 # The authors' names of settings and of tensors, and those of transformers.
@@ -58,7 +58,7 @@ def load_emu3(content: dict[str, Any], tensors: dict[str, Tensor], where: str) -
     """
     tokenizer = Tokenizer.from_spec(_spec(content, where))
     theirs = {_rename(name): value for name, value in tensors.items()}
-    rules = _codebook()
+    rules = codebook("pipeline.methods.0", _CODEBOOK)
     for own in tokenizer.state_dict().keys() - rules.keys():
         name = own.removeprefix("pipeline.encoder.").removeprefix("decoder.")
         # The authors project by convolutions.
@@ -90,14 +90,3 @@ def _rename(name: str) -> str:
     for pattern, replacement in _NAMES:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _codebook() -> dict[str, Rule]:
-    """The rules of the entries, and of what moves them in training."""
-    names, book = (_CODEBOOK,), "pipeline.methods.0.codebook._codebook"
-    return {
-        f"{book}.embed": (names, lambda entries: entries[None]),
-        f"{book}.embed_avg": (names, lambda entries: entries[None]),
-        f"{book}.cluster_size": (names, lambda entries: entries.new_ones(1, len(entries))),
-        f"{book}.initted": (names, lambda entries: entries.new_ones((), dtype=torch.bool)),
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, TypedDict
 
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 from fewtokens.core.plain import conform
 from fewtokens.tokenizers.released.convert import (
     Rule,
+    codebook,
     convert,
     count,
     range_in,
@@ -110,7 +112,9 @@ def _rules(layers: int, deep: int, vq: _Vq, vqgan: tuple[Any, Any] | None) -> di
         **weight_and_bias(f"{decoder}.norm", "decoder.ln_post"),
     }
     if vq.get("quantize_mode", "vq") == "vq":
-        rules |= _codebook(vq.get("use_l2_norm", False))
+        # Normalized if they are compared by cosine.
+        entries = partial(F.normalize, dim=-1) if vq.get("use_l2_norm", False) else None
+        rules |= codebook("pipeline.methods.1", "quantize.embedding.weight", entries)
     if vqgan is None:
         rules |= {
             f"{decoder}.to_pixels.predict.rest.weight": (["decoder.ffn.0.weight"], lambda weight: weight.flatten(1)),
@@ -125,21 +129,6 @@ def _rules(layers: int, deep: int, vq: _Vq, vqgan: tuple[Any, Any] | None) -> di
             **_convolutions(f"{decoder}.to_pixels.decoder", vqgan[1]),
         }
     return rules
-
-
-def _codebook(cosine: bool) -> dict[str, Rule]:
-    """The rules of the entries, normalized if they are compared by cosine, and of what moves them in training."""
-    names, book = ["quantize.embedding.weight"], "pipeline.methods.1.codebook._codebook"
-
-    def entries(value: Tensor) -> Tensor:
-        return (F.normalize(value, dim=-1) if cosine else value)[None]
-
-    return {
-        f"{book}.embed": (names, entries),
-        f"{book}.embed_avg": (names, entries),
-        f"{book}.cluster_size": (names, lambda value: value.new_ones(1, len(value))),
-        f"{book}.initted": (names, lambda value: value.new_ones((), dtype=bool)),
-    }
 
 
 def _blocks(own: str, theirs: str, layers: int) -> dict[str, Rule]:
