@@ -14,7 +14,7 @@ from fewtokens.core.method import load_weights
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.frame_pool import pool_frame
-from fewtokens.methods.ops.memory_rules import adjacency_stats, drop_adjacent, flat_key, mean_key, merge_groups
+from fewtokens.methods.ops.memory_rules import adjacency_stats, average, drop_adjacent, flat_key, mean_key
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import QueryLayer, check_counts
 from fewtokens.methods.ops.scene_tilling import SceneStream
@@ -149,7 +149,7 @@ class TDC(Memory):
         used[:, :, :P] = True
         features = nn.functional.pad(torch.cat([static, dynamic], 2), (0, 0, 0, missing))
         place = nn.functional.pad(torch.cat([chunk.place[:, :1], place], 2), (0, 0, 0, missing))
-        numbers = merge_groups(replace(chunk, features=frames[..., :0]), chunk.mask.long() * 0, 1)
+        numbers = average(replace(chunk, features=frames[..., :0]))
         return Slots.create(
             features.masked_fill(~used[..., None], 0).to(state.slots.features.dtype),
             numbers.mass,

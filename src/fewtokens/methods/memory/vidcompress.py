@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewtokens.core.memory import Memory, MemoryState, Slots
 from fewtokens.core.method import load_weights
 from fewtokens.methods.ops.frame_pool import pool_frame, pool_shape
-from fewtokens.methods.ops.memory_rules import adjacency_stats, check_question, halve, merge_adjacent, merge_groups
+from fewtokens.methods.ops.memory_rules import adjacency_stats, average, check_question, halve, merge_adjacent
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import IdentityLayer, check_counts
 
@@ -77,9 +77,9 @@ class VidCompress(Memory):
         clip = self._compress(frames, state)
         for index in range(self.clip):
             merge_adjacent(state, clip.span(index, index + 1), state.frames + index)
-        average = merge_groups(clip, torch.zeros_like(clip.mask, dtype=torch.int64), 1)
+        mean = average(clip)
         history = replace(state, slots=self._history(state), seen=state.seen // self.clip)
-        halve(history, Slots(average.features.detach(), average.info))
+        halve(history, Slots(mean.features.detach(), mean.info))
         state.stats["history"], state.stats["history_info"] = history.slots.features, history.slots.info
 
     def held(self, state: MemoryState, **cues: Any) -> Slots:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewtokens.core.memory import Memory, MemoryState, Slots
 from fewtokens.core.method import load_weights
-from fewtokens.methods.ops.memory_rules import adjacency_stats, merge_adjacent, merge_groups
+from fewtokens.methods.ops.memory_rules import adjacency_stats, average, merge_adjacent
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import IdentityLayer
 
@@ -67,12 +67,11 @@ class VideoXLPro(Memory):
         P, C = frames.features.shape[2:]
         check_dim(self.name, C, self.dim)
         H, W = (state.H, state.W) if state.H * state.W == P else (1, P)
-        average = merge_groups(frames, torch.zeros_like(frames.mask, dtype=torch.int64), 1)
         last = frames.mask.sum(1, keepdim=True) - 1
         index = torch.arange(_GROUP, device=last.device).minimum(last).clamp(min=0)
         x = frames.take(index).features.to(self.code.dtype) + self.code
         features = self.blocks(x.unflatten(2, (H, W))).flatten(2, 3)
-        return Slots(features.to(state.slots.features.dtype), average.info)
+        return Slots(features.to(state.slots.features.dtype), average(frames).info)
 
 
 class _Block(nn.Module):

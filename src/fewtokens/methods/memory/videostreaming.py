@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fewtokens.core.memory import Memory, MemoryState, Slots
 from fewtokens.core.method import load_weights
 from fewtokens.methods.ops.frame_pool import pool_frame
-from fewtokens.methods.ops.memory_rules import adjacency_stats, check_question, mean_key, merge_adjacent, merge_groups
+from fewtokens.methods.ops.memory_rules import adjacency_stats, average, check_question, mean_key, merge_adjacent
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import IdentityLayer, check_counts
 
@@ -98,8 +98,8 @@ class VideoStreaming(Memory):
         P, C = frames.features.shape[2:]
         check_dim(self.name, C, self.dim)
         count = self.slot_tokens(P)
-        average = merge_groups(frames, torch.zeros_like(frames.mask, dtype=torch.int64), 1)
-        start = pool_frame(average.features, state.H, state.W, count)[:, 0]
+        mean = average(frames)
+        start = pool_frame(mean.features, state.H, state.W, count)[:, 0]
         dtype = next(self.parameters()).dtype
         before = state.stats["last"].to(dtype)
         x = torch.cat([before, frames.features.flatten(1, 2).to(dtype), start.to(dtype)], 1)
@@ -107,8 +107,8 @@ class VideoStreaming(Memory):
         later = state.slots.mask.any(1, keepdim=True).expand(-1, count)
         mask = torch.cat([later, frames.mask.repeat_interleave(P, 1), torch.ones_like(later)], 1)
         features = self._states(x, mask)[:, None, -count:]
-        place = pool_frame(average.place, state.H, state.W, count)
-        return Slots.create(features.to(state.slots.features.dtype), average.mass, average.seconds, place)
+        place = pool_frame(mean.place, state.H, state.W, count)
+        return Slots.create(features.to(state.slots.features.dtype), mean.mass, mean.seconds, place)
 
     def _states(self, x: Tensor, mask: Tensor) -> Tensor:
         """The final states of tokens [B,N,C] with a mask [B,N]; each sees itself and those before it."""

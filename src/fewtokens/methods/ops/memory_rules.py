@@ -168,6 +168,11 @@ def merge_groups(slots: Slots, group: Tensor, count: int) -> Slots:
     return Slots(total(slots.features.float() * share[..., None].float()).to(slots.features.dtype), info)
 
 
+def average(slots: Slots) -> Slots:
+    """Averages all slots, weighted by mass, [B,1,P,C]; a free slot if none is in use."""
+    return merge_groups(slots, torch.zeros_like(slots.mask, dtype=torch.int64), 1)
+
+
 def halve(state: MemoryState, slot: Slots) -> None:
     """Writes every frame, then every 2nd, every 4th, ..., so that at most M are held.
 
