@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.ask_stream import Question, StreamOptions, StreamRun, frames_of
+from fewtokens.cli.ask_stream import Question, StreamOptions, StreamRun, answer_row, frames_of, write
 from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import log, note, out
 from fewtokens.cli.errors import check_exists, is_given
@@ -348,14 +347,13 @@ def _answer(
 ) -> dict[str, Any]:
     """Answers one question; prints the answer while it is generated, unless `quiet`."""
 
-    def write(text: str) -> None:
+    def show(text: str) -> None:
         say(None)
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        write(text)
 
-    answer = session.ask(video, question, max_new_tokens, None if quiet else write, memory=memory)
+    answer = session.ask(video, question, max_new_tokens, None if quiet else show, memory=memory)
     if not quiet:
-        write("\n")
+        show("\n")
         log.print(
             f"{answer.tokens} visual tokens of {answer.cells}{_in_last_layer(answer)}, first token after "
             f"{answer.first_token:.2f} s",
@@ -371,16 +369,8 @@ def _in_last_layer(answer: Answer) -> str:
 def _row(name: str, question: str, answer: Answer) -> dict[str, Any]:
     return {
         "spec": name,
-        "question": question,
-        "answer": answer.text,
-        "visual_tokens": answer.tokens,
-        "layer_tokens": answer.layer_tokens,
-        "cells": answer.cells,
-        "prompt_tokens": answer.prompt_tokens,
-        "new_tokens": answer.new_tokens,
-        "first_token_seconds": answer.first_token,
+        **answer_row(question, answer),
         **{f"{stage}_seconds": answer.seconds[stage] for stage in STAGES},
-        "tokens_per_second": answer.speed,
         "memory_bytes": answer.memory,
     }
 

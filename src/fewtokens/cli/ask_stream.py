@@ -199,9 +199,9 @@ class StreamRun:
             why = " (the scene changes)" if scene else ""
             heading = f"{self.session.second:.1f} s{why}: {question.text}"
             out.print(f"[bold]{escape(heading)}[/bold]", soft_wrap=True, highlight=False)
-        answer = self.session.ask(question.text, self.max_new_tokens, None if self.quiet else _write)
+        answer = self.session.ask(question.text, self.max_new_tokens, None if self.quiet else write)
         if not self.quiet:
-            _write("\n")
+            write("\n")
         self.answers.append(self._row(question, answer, scene))
 
     def _row(self, question: Question, answer: Answer, scene: bool) -> dict[str, Any]:
@@ -209,15 +209,7 @@ class StreamRun:
             "second": self.session.second,
             "due": question.second,
             "scene_change": scene,
-            "question": question.text,
-            "answer": answer.text,
-            "visual_tokens": answer.tokens,
-            "layer_tokens": answer.layer_tokens,
-            "cells": answer.cells,
-            "prompt_tokens": answer.prompt_tokens,
-            "new_tokens": answer.new_tokens,
-            "first_token_seconds": answer.first_token,
-            "tokens_per_second": answer.speed,
+            **answer_row(question.text, answer),
             "state_bytes": self.session.nbytes,
         }
 
@@ -238,6 +230,21 @@ class StreamRun:
             raise typer.Exit(2)
 
 
+def answer_row(question: str, answer: Answer) -> dict[str, Any]:
+    """An answer and its cost as plain values, for `--json`."""
+    return {
+        "question": question,
+        "answer": answer.text,
+        "visual_tokens": answer.tokens,
+        "layer_tokens": answer.layer_tokens,
+        "cells": answer.cells,
+        "prompt_tokens": answer.prompt_tokens,
+        "new_tokens": answer.new_tokens,
+        "first_token_seconds": answer.first_token,
+        "tokens_per_second": answer.speed,
+    }
+
+
 def _next(frames: Iterator[Video]) -> tuple[Video | None, str | None]:
     """Returns the next frame, or None at the end, and why the stream breaks off."""
     from fewtokens.video import VideoError
@@ -250,7 +257,7 @@ def _next(frames: Iterator[Video]) -> tuple[Video | None, str | None]:
         return None, _STOPPED
 
 
-def _write(text: str) -> None:
+def write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
