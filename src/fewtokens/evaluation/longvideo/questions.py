@@ -91,10 +91,10 @@ def ask(recall: Recall | None, script: Script, *, questions: int = 100, seed: in
         results[kind] = float((answers == truth).double().mean())
 
     present = script.scenes.unique().tolist()
-    starts = F.pad(script.starts[1:], (0, 1), value=end)
+    ends = script.ends
     facts = {code: (script.scenes == code).nonzero().squeeze(1) for code in present}
     first = {code: int(script.starts[index[0]]) for code, index in facts.items()}
-    last = {code: int(starts[index[-1]]) - 1 for code, index in facts.items()}
+    last = {code: int(ends[index[-1]]) - 1 for code, index in facts.items()}
     held = {} if recall is None else {code: recall.code == code for code in present}
     held = {code: mask for code, mask in held.items() if bool(mask.any())}
 
@@ -136,7 +136,7 @@ def _came_back(recall: Recall | None, script: Script, questions: int, generator:
     """Accuracy of whether a code occurs twice in a window; NaN if all answers are the same."""
     if script.seconds <= WINDOW:
         return float("nan")
-    ends = F.pad(script.starts[1:], (0, 1), value=script.seconds)
+    ends = script.ends
     asked: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
     for _ in range(20 * questions):
         start = int(torch.randint(0, script.seconds - WINDOW, (1,), generator=generator))

@@ -46,6 +46,11 @@ class Script:
         """The number of codes of scenes."""
         return len(self.codes) - len(self.needles)
 
+    @property
+    def ends(self) -> Tensor:
+        """The second after the last one of each scene, int64 [n]."""
+        return F.pad(self.starts[1:], (0, 1), value=self.seconds)
+
     @staticmethod
     def sample(
         seconds: int,
