@@ -29,7 +29,7 @@ from fewtokens.core.tokens import Tokens
 OnJump = Literal["error", "shift", "reset"]
 
 # Time stamps of real files differ by rounding; a smaller step back is none.
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 
 
 @dataclass(eq=False)
@@ -391,7 +391,7 @@ class Memory(Method):
                 for t in range(lengths[b]):
                     # Added to the stream's own second, so that rounding does not depend on the chunks.
                     second = float(seconds[b, t] if grid.times is None else grid.times.expand(B, -1)[b, t] + shift)
-                    if second < latest - _TOLERANCE:
+                    if second < latest - TOLERANCE:
                         if self.on_jump == "error":
                             raise ValueError(
                                 f"{self.name}: time goes back from {latest:.3f} s to {second:.3f} s; on_jump='shift' "

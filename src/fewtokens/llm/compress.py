@@ -16,7 +16,7 @@ from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline
 from fewtokens.llm.cues import attention_rule, check_cues, needed_cues
 from fewtokens.llm.features import note_pipeline
 from fewtokens.llm.interface import unwrap
-from fewtokens.llm.prompt_editor import LAYOUTS, Compressed, edit_prompts
+from fewtokens.llm.prompt_editor import Compressed, check_prompt_options, edit_prompts
 from fewtokens.llm.tower_run import TowerMethods
 from fewtokens.llm.visuals import EncodedVisuals, encode_visuals, reduce_visuals
 
@@ -120,8 +120,7 @@ def compress_each(
     backend = backend_of(model)
     prompt, items = dict(inputs), getattr(inputs, "visual_items", None) if items is None else items
     chains = [as_pipeline(spec, model) for spec in specs]
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    check_prompt_options(layout, positions)
     towers = [TowerMethods.of(pipeline, tower) for pipeline in chains]
     if any(methods != towers[0] for methods in towers):
         raise ValueError("methods that act before or inside the vision tower cannot share its features with others")

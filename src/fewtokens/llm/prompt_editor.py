@@ -218,6 +218,14 @@ def _interpolate(values: Tensor, points: Tensor, shape: tuple[int, int, int]) ->
     return total.round().long()
 
 
+def check_prompt_options(layout: str, positions: str | None) -> None:
+    """Raises ValueError for an unknown layout, or unknown positions; None is the default of the family."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if positions is not None and positions not in POSITIONS:
+        raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+
+
 def edit_prompts(
     backend: Backend,
     model: Any,
@@ -230,8 +238,7 @@ def edit_prompts(
 ) -> Compressed:
     """Replaces the rows of `encoded` in prompts [B,L] with those of `reduced`; see `compress`."""
     positions = positions or backend.default_positions(model)
-    if positions not in POSITIONS:
-        raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+    check_prompt_options(layout, positions)
     if backend.counted and positions != "renumber":
         raise ValueError(
             f"in {backend.name}, transformers counts the columns of a prompt, so positions must be 'renumber', got "

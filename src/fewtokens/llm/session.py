@@ -23,7 +23,7 @@ from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline, split_cha
 from fewtokens.llm.clock import Clock
 from fewtokens.llm.cues import attention_rule, check_cues, needed_cues
 from fewtokens.llm.interface import unwrap
-from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
+from fewtokens.llm.prompt_editor import Compressed, check_prompt_options, edit_prompts
 from fewtokens.llm.prompts import Processor, inputs_on
 from fewtokens.llm.relevance import ModelScorer
 from fewtokens.llm.tower_run import TowerMethods
@@ -90,10 +90,7 @@ class Session:
         tower: str = "kept",
         cache_size: int = 4,
     ) -> None:
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-        if positions is not None and positions not in POSITIONS:
-            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+        check_prompt_options(layout, positions)
         if cache_size < 1:
             raise ValueError(f"cache_size must be at least 1, got {cache_size}")
         if select is not None and (frames is not None or fps is not None):

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fewtokens.core import files
 from fewtokens.core.grid import Grid
-from fewtokens.core.memory import Memory, MemoryState
+from fewtokens.core.memory import TOLERANCE, Memory, MemoryState
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.streaming import SceneTrigger, drop_ratios
 from fewtokens.core.tokens import Tokens
@@ -31,14 +31,13 @@ from fewtokens.llm.chains import Methods, as_pipeline, split_chain
 from fewtokens.llm.clock import Clock
 from fewtokens.llm.cues import attention_rule, check_cues, make_cues, needed_cues
 from fewtokens.llm.interface import unwrap
-from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
+from fewtokens.llm.prompt_editor import Compressed, check_prompt_options, edit_prompts
 from fewtokens.llm.prompts import Processor, inputs_on
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual
 from fewtokens.methods.pruning.dtd import Dtd
 from fewtokens.video import Video
 
 DEFAULT_MEMORY = "moviechat(cap=24, short=8)"
-_TOLERANCE = 1e-3  # seconds, as in `Memory`
 
 
 class StreamSession:
@@ -79,10 +78,7 @@ class StreamSession:
         positions: str | None = None,
         trigger: float | None = None,
     ) -> None:
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-        if positions is not None and positions not in POSITIONS:
-            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+        check_prompt_options(layout, positions)
         model = unwrap(model)
         self.model, self.processor, self.backend = model, processor, backend_of(model)
         self.layout, self.positions = layout, positions
@@ -185,7 +181,7 @@ class StreamSession:
         if not torch.isfinite(torch.tensor(second)):
             raise ValueError(f"the time of every frame must be finite, got {second}")
         scenes = []
-        if second < self._last - _TOLERANCE:
+        if second < self._last - TOLERANCE:
             if self.memory.on_jump == "error":
                 raise ValueError(
                     f"time goes back from {self._last:.3f} s to {second:.3f} s; give the memory on_jump='shift' to "
