@@ -149,12 +149,17 @@ def short(spec: str) -> str:
     return repr(spec) if len(spec) <= 120 else f"{spec[:117]!r}..."
 
 
-def _read_link(node: ast.expr, spec: str) -> Link:
-    text = short(ast.unparse(node))[1:-1]
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(call.func, ast.Name):
-        raise ValueError(f"cannot read '{text}' in the spec {short(spec)}; write a method like tome(keep=0.25)")
-    check_name(call.func.id)
+def read_values(call: ast.Call, name: str, text: str) -> Link:
+    """Reads the values of the arguments of a call.
+
+    Args:
+        call: parsed call.
+        name: name of the method or part.
+        text: text of the call, for messages.
+
+    Raises:
+        ValueError: a value is not a literal.
+    """
     try:
         named = [(str(keyword.arg), ast.literal_eval(keyword.value)) for keyword in call.keywords]
         values = [ast.literal_eval(value) for value in call.args]
@@ -162,7 +167,16 @@ def _read_link(node: ast.expr, spec: str) -> Link:
         per_frame = re.search(r"(\w+=)?(\d+) / frame", text)
         hint = f'; write {per_frame[1] or ""}"{per_frame[2]}/frame" in quotes' if per_frame else ""
         raise ValueError(f"arguments in a spec must be numbers, strings, tuples or lists: {text}{hint}") from None
-    link = Link(call.func.id, values, named, text)
+    return Link(name, values, named, text)
+
+
+def _read_link(node: ast.expr, spec: str) -> Link:
+    text = short(ast.unparse(node))[1:-1]
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name):
+        raise ValueError(f"cannot read '{text}' in the spec {short(spec)}; write a method like tome(keep=0.25)")
+    check_name(call.func.id)
+    link = read_values(call, call.func.id, text)
     if (known := parameters(link.name)) is not None:
-        check_argument_names(link.name, [argument for argument, _ in named], values, known)
+        check_argument_names(link.name, [argument for argument, _ in link.named], link.values, known)
     return link

@@ -16,7 +16,15 @@ from functools import cache
 from pathlib import Path
 
 from fewtokens.core.plain import one_line
-from fewtokens.core.syntax import MAX_LENGTH, Link, check_argument_names, constructor_arguments, read_links, short
+from fewtokens.core.syntax import (
+    MAX_LENGTH,
+    Link,
+    check_argument_names,
+    constructor_arguments,
+    read_links,
+    read_values,
+    short,
+)
 
 _FOLDER = Path(__file__).parents[1] / "tokenizers"
 _EXAMPLE = "'causal_conv(width=32) | fsq > causal_conv(width=32)'"
@@ -78,17 +86,14 @@ def read_part(kind: str, text: str) -> Link:
         raise ValueError(f"cannot read {short(text)}; write a part like causal_conv(width=32)")
     name = call.func.id
     check_part_name(kind, name)
-    try:
-        values = [ast.literal_eval(value) for value in call.args]
-        named = [(str(keyword.arg), ast.literal_eval(keyword.value)) for keyword in call.keywords]
-    except (ValueError, TypeError):
-        raise ValueError(f"arguments in a spec must be numbers, strings, tuples or lists: {short(text)}") from None
+    link = read_values(call, name, short(text)[1:-1])
     known = constructor_arguments(_FOLDER / kind / f"{name}.py", name)
     assert known is not None, f"{kind}/{name}.py must define the class {name} with a constructor"
-    check_argument_names(name, [argument for argument, _ in named], values, known)
-    if len(values) > 1 or (values and known[0] in dict(named)) or len(dict(named)) < len(named):
+    names = [argument for argument, _ in link.named]
+    check_argument_names(name, names, link.values, known)
+    if len(link.values) > 1 or (link.values and known[0] in names) or len(set(names)) < len(names):
         raise ValueError(f"all arguments but the first must be named, and each given only once: {short(text)}")
-    return Link(name, values, named, text)
+    return link
 
 
 def check_spec(spec: str) -> None:
