@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def vidtok_runs(width: int, frames: int, pixels: int) -> dict[str, tuple[Run, Ru
     return runs
 
 
-def vidtok_rows(table: str, sizes: tuple[tuple[int, int, int], ...], threads: tuple[int, ...], repeats: int) -> Rows:
+def vidtok_rows(table: str, sizes: Sequence[tuple[int, int, int]], threads: Sequence[int], repeats: int) -> Rows:
     for size in sizes:
         forward = vidtok_runs(*size)
         train = {f"{task}, train": (_backward(own), _backward(other)) for task, (own, other) in forward.items()}
@@ -143,7 +143,7 @@ def _backward(run: Run) -> Run:
     return lambda: run().square().mean().backward()
 
 
-def part_rows(repeats: int) -> Rows:
+def part_rows(threads: Sequence[int], repeats: int) -> Rows:
     """Parts next to naive forms: a 3-D convolution for each, a copy to normalize, a loop over frames."""
     torch.manual_seed(0)
     x = torch.randn(1, 64, 9, 32, 32).contiguous(memory_format=torch.channels_last_3d)
@@ -173,7 +173,7 @@ def part_rows(repeats: int) -> Rows:
         "normalization": (lambda: norm(x), lambda: normalize(norm, plain)),
         "residual block": (lambda: block(x), lambda: residual(plain)),
     }
-    for count in (1, 2):
+    for count in threads:
         torch.set_num_threads(count)
         for task, (own, other) in cases.items():
             with torch.no_grad():
@@ -286,15 +286,18 @@ def command_rows(repeats: int) -> Rows:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tables: dict[str, tuple[str, Callable[[int], Rows]]] = {
-        "network": ("VidTok next to diffusers", lambda n: vidtok_rows("network", SIZES, (1, 2), n)),
+        "network": ("VidTok next to diffusers", lambda n: vidtok_rows("network", SIZES, args.threads, n)),
         "published": ("The published width", lambda n: vidtok_rows("published", ((128, 5, 64),), (1,), min(n, 3))),
-        "parts": ("Parts next to a naive form", part_rows),
+        "parts": ("Parts next to a naive form", lambda n: part_rows(args.threads, n)),
         "overhead": ("A whole tokenizer next to its bare network", overhead_rows),
         "long": ("Long videos in chunks", lambda n: long_rows()),
         "command": ("The command", command_rows),
     }
     parser.add_argument("--only", choices=tables, action="append", help="tables to measure (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="repeats of each measurement (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], help="threads of the tables network and parts"
+    )
     parser.add_argument("--long", nargs=2, metavar=("TASK", "MINUTES"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.long:
