@@ -20,6 +20,7 @@ from tests.laws.laws import check_metadata
 SPECS = [
     "halving(6)",
     "kmeans_cap(6, recent=3)",
+    "ma_lmm(6)",
     "moviechat(6, short=4)",
     "moviechat(6, short=1, slots=1)",
     "moviechat(4, short=5, variant='code')",
@@ -40,10 +41,10 @@ SUMMARIES = ("tdc", "token_turing_memory", "video_xl_pro", "videostreaming")
 # Their tokens are new features, also without training.
 NETWORKS = ("token_turing_memory",)
 # Merge only neighbors in time, so that slots are disjoint spans.
-ADJACENT = ("moviechat", "videoscan", "ring", "halving", "reservoir", "vidcompress", *SUMMARIES)
+ADJACENT = ("ma_lmm", "moviechat", "videoscan", "ring", "halving", "reservoir", "vidcompress", *SUMMARIES)
 # Every frame is in some slot.
 CONSERVE = (
-    "moviechat", "kmeans_cap", "tome_cap", "vidcompress", "videoscan(6, rule='merge')", "videostreaming",
+    "ma_lmm", "moviechat", "kmeans_cap", "tome_cap", "vidcompress", "videoscan(6, rule='merge')", "videostreaming",
     "video_xl_pro", "token_turing_memory",
 )  # fmt: skip
 # Summarize each step, also before the memory is full.

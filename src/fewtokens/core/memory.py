@@ -588,11 +588,7 @@ def _on_video(read: Tokens, slots: Slots, video: Tokens) -> Tokens:
     assignment = read.assignment.reshape(B, -1, H * W)[rows, slot.to(read.device)]
     assignment = assignment.masked_fill(~inside.to(read.device)[..., None], -1)
 
-    # Mean seconds between two frames are interpolated.
-    right = torch.searchsorted(times, mean).clamp(max=T - 1)
-    left = (right - 1).clamp(min=0)
-    before, after = times.gather(1, left), times.gather(1, right)
-    frame = left + ((mean - before) / (after - before).clamp(min=1e-9)).clamp(0, 1) * (right - left)
+    frame = frame_at(mean, times)
     positions = read.positions.clone()
     positions[..., 0] = frame.to(positions).repeat_interleave(slots.features.shape[2], 1) * read.mask
     return read.replace(
@@ -601,6 +597,19 @@ def _on_video(read: Tokens, slots: Slots, video: Tokens) -> Tokens:
         assignment=assignment.flatten(1),
         meta={**video.meta, **read.meta, "forgotten": (real & ~inside).sum(1).tolist()},
     )
+
+
+def frame_at(seconds: Tensor, times: Tensor) -> Tensor:
+    """The index of the frame at each second, between two frames interpolated, float64 [B,n].
+
+    Args:
+        seconds: float64 [B,n], those before the first or after the last frame are moved to it.
+        times: float64 [B,T], the second of each frame, rising.
+    """
+    right = torch.searchsorted(times, seconds.contiguous()).clamp(max=times.shape[1] - 1)
+    left = (right - 1).clamp(min=0)
+    before, after = times.gather(1, left), times.gather(1, right)
+    return left + ((seconds - before) / (after - before).clamp(min=1e-9)).clamp(0, 1) * (right - left)
 
 
 def _by_time(slots: Slots) -> Slots:

@@ -344,9 +344,12 @@ class StreamSession:
         if excess > 0:
             length = int(old[0, 0, columns[-1]] - old[0, 0, columns[0]])
             prompt["second_per_grid_ts"] *= max(0, length - excess) / max(1, length)
-        frame = tokens.positions[..., 0].long()
+        # A token between two slots is between their seconds.
         step = ((times - times[0]) / interval).to(tokens.positions)
-        return tokens.replace(positions=torch.cat([step[frame][..., None], tokens.positions[..., 1:]], 2))
+        frame = tokens.positions[..., 0]
+        before, after = (step[index.long()] for index in (frame.floor(), frame.ceil()))
+        moved = torch.lerp(before, after, frame.frac())[..., None]
+        return tokens.replace(positions=torch.cat([moved, tokens.positions[..., 1:]], 2))
 
     def snapshot(self, path: str | Path) -> Path:
         """Writes the state to a safetensors file, atomically; `restore` continues from it bit-equally.
