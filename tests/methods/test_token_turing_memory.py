@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewtokens.core.method import save_weights
 from fewtokens.methods.learned.token_turing import TokenTuring
 from fewtokens.methods.memory.token_turing_memory import TokenTuringMemory
 from tests.helpers.frames import cut, stream
@@ -33,6 +34,14 @@ def test_it_returns_the_features_and_places_of_token_turing():
     assert float(out.sizes.sum()) == pytest.approx(42)
     assert out.meta["spans"] == [[[0.0, 3.0]]]
     assert out.grid.times.tolist() == [1.5]
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_token_turing(tmp_path):
+    method = TokenTuring(5, memory=6, read=3, **SIZES)
+    path = str(save_weights(method, tmp_path / "weights.safetensors"))
+    memory = TokenTuringMemory(6, tokens=5, processed=3, checkpoint=path, **SIZES)
+    assert torch.equal(memory.slots, method.slots)
 
 
 @torch.no_grad()

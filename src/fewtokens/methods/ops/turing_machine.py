@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,8 @@ class TuringMachine(nn.Module):
     memory), and positions within a frame are a learned projection of sines. Differences from the released code: GELU is
     exact (tanh there) and the LayerNorm epsilon is 1e-5 (1e-6 there).
     """
+
+    same_weights: ClassVar = ("token_turing", "token_turing_memory")
 
     def set_machine(self, *, dim: int, memory: int, read: int, outputs: int, num_layers: int, heads: int) -> None:
         """Creates the parameters; their names are the same in all methods, which can thus share checkpoints.
