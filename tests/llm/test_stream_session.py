@@ -250,7 +250,7 @@ def test_a_memory_that_selects_receives_the_question(family, prompts, monkeypatc
 
 
 @pytest.mark.filterwarnings("ignore:.*has random weights")
-def test_a_session_reduces_anew_for_each_question():
+def test_a_session_reduces_for_each_question():
     session = Session(*loaded("llava_onevision"), "videostreaming(cap=8, clip=1, tokens=4, top=2, num_layers=1)", 8)
     assert session.per_question
     assert session.ask(CLIP, FIRST, 2).tokens == 8

@@ -19,12 +19,12 @@ _GRID = 9
 class LionFS(Memory):
     """Reduces each frame to its mean and 3 x 3 pooled tokens, mixed from two encoders, and holds `cap` frames.
 
-    The fast path of LION-FS (arXiv 2503.03663). With `sets=2`, the channels of a frame are the features of two encoders
-    one after the other, such as one for images and one for egocentric video, on the same grid and both projected to
-    `dim` channels: `tokens.replace(features=torch.cat([first.features, second.features], 2))`. A router of two layers
-    reads the mean token of the first encoder and gives two logits for each of the ten tokens; their softmax weighs the
-    two encoders, so that the second adds no tokens. With `sets=1`, for the one encoder that a pipeline has, nothing is
-    mixed: the ten tokens are averages, without parameters.
+    The fast path of LION-FS (arXiv 2503.03663). With `sets=2`, the features of two encoders, such as one for images and
+    one for egocentric video, on the same grid and both projected to `dim` channels, are concatenated in the channels:
+    `tokens.replace(features=torch.cat([first.features, second.features], 2))`. A router of two layers reads the mean
+    token of the first encoder and gives two logits for each of the ten tokens; their softmax weighs the two encoders,
+    so that the second adds no tokens. With `sets=1`, for the one encoder that a pipeline has, nothing is mixed: the ten
+    tokens are averages, without parameters.
 
     Differences from the published code: the last layer of the router starts at zero, so that without training both
     encoders count equally; beyond `cap`, the most similar neighbors in time are averaged (theirs grow without bound). A

@@ -88,7 +88,7 @@ class MALMM(Memory):
         return self._with_own_seconds(read, state, times)
 
     def _places(self, state: MemoryState) -> MemoryState:
-        """A state in which each place of a frame is a video of its own, whose slots have one token.
+        """A state in which each place of a frame is a separate video, whose slots have one token.
 
         The tensor of the slots stores the tokens of each place one after another, so that a frame writes P rows of it.
         """
