@@ -24,6 +24,7 @@ SPECS = {
     "sttm_inner": "sttm_inner(keep=0.5)",
     "dart": "dart(keep=0.5)",
     "sparsevlm": "sparsevlm(keep=(0.5,), layers=(1,), recycle=0)",
+    "videollm_mod": "videollm_mod(keep=0.5, dim=16)",
 }
 
 
@@ -62,7 +63,7 @@ def test_a_decision_on_tensors(spec):
         assert part is None or (part.shape == before.shape and torch.equal(part[~state.video], before[~state.video]))
     if decision.hidden is None:
         lowest_kept = state.scores.masked_fill(~decision.kept, 2.0).amin(1)
-        if not spec.startswith(("prunevid", "dart")):  # which select per frame, and without attention
+        if not spec.startswith(("prunevid", "dart", "videollm_mod")):  # which select per frame, and without attention
             assert (lowest_kept >= state.scores.masked_fill(decision.kept | ~state.video, -1.0).amax(1)).all()
 
 

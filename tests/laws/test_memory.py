@@ -20,12 +20,15 @@ from tests.laws.laws import check_metadata
 SPECS = [
     "halving(6)",
     "kmeans_cap(6, recent=3)",
+    "lion_fs(6)",
+    "ma_lmm(6)",
     "moviechat(6, short=4)",
     "moviechat(6, short=1, slots=1)",
     "moviechat(4, short=5, variant='code')",
     "reservoir(6)",
     "ring(6)",
     "tdc(6, chunk=3, tokens=2, num_layers=1)",
+    "token_turing_memory(4, tokens=4, processed=2, num_layers=1)",
     "tome_cap(6, recent=3)",
     "vidcompress(6, clip=3)",
     "video_xl_pro(6)",
@@ -35,13 +38,17 @@ SPECS = [
     "videostreaming(6, clip=3)",
 ]
 # Summarize also the frames of a step that is not full yet.
-SUMMARIES = ("tdc", "video_xl_pro", "videostreaming")
+SUMMARIES = ("tdc", "token_turing_memory", "video_xl_pro", "videostreaming")
+# Their tokens are new features, also without training.
+NETWORKS = ("token_turing_memory",)
+# Their slots have a token for the full frame, in addition to those of its parts.
+WITH_MEAN = ("lion_fs",)
 # Merge only neighbors in time, so that slots are disjoint spans.
-ADJACENT = ("moviechat", "videoscan", "ring", "halving", "reservoir", "vidcompress", *SUMMARIES)
+ADJACENT = ("lion_fs", "ma_lmm", "moviechat", "videoscan", "ring", "halving", "reservoir", "vidcompress", *SUMMARIES)
 # Every frame is in some slot.
 CONSERVE = (
-    "moviechat", "kmeans_cap", "tome_cap", "vidcompress", "videoscan(6, rule='merge')", "videostreaming",
-    "video_xl_pro",
+    "lion_fs", "ma_lmm", "moviechat", "kmeans_cap", "tome_cap", "vidcompress", "videoscan(6, rule='merge')",
+    "videostreaming", "video_xl_pro", "token_turing_memory",
 )  # fmt: skip
 # Summarize each step, also before the memory is full.
 NEVER_UNCHANGED = ("moviechat(6, short=4)", "moviechat(4, short=5, variant='code')")
@@ -125,7 +132,10 @@ class TestEveryMemory:
         read = memory.read(memory.push(tokens))
         if spec.startswith("videoscan"):
             assert out.features.tolist() == tokens.features.unflatten(1, (-1, 4)).mean(2).tolist()
-        else:
+        elif spec.startswith(WITH_MEAN):
+            frames = tokens.features.unflatten(1, (-1, 4))
+            assert out.features.tolist() == torch.cat([frames.mean(2, True), frames], 2).flatten(1, 2).tolist()
+        elif not spec.startswith(NETWORKS):
             assert_same_tokens(out, tokens)
             assert_same_tokens(read, tokens)
         assert torch.equal(read.grid.times, tokens.grid.times)
@@ -141,7 +151,8 @@ class TestEveryMemory:
             cells = memory.slot_tokens(4)
             expected = tokens.features.unflatten(1, (50, 4)).mean(1) if cells == 4 else tokens.features.mean(1, True)
             mean = (out.sizes[..., None] * out.features).unflatten(1, (-1, cells)).sum(1) / (200 / cells)
-            if "variant" not in spec and spec != "video_xl_pro(6)":  # which repeats the last frame
+            # video_xl_pro repeats the last frame.
+            if "variant" not in spec and not spec.startswith(("video_xl_pro", *WITH_MEAN, *NETWORKS)):
                 torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
         elif spec.startswith(("videollamb", "tdc")):
             assert 50 - frames >= out.meta["forgotten"][0]  # merges frames and drops others
@@ -159,7 +170,7 @@ class TestEveryMemory:
             # On the grid of the video, sizes are the numbers of assigned cells.
             placed = memory(tokens)
             counts = torch.bincount(placed.assignment[placed.assignment >= 0], minlength=placed.N)
-            if spec.startswith("tdc"):  # tokens of a slot share its cells
+            if spec.startswith(("tdc", *WITH_MEAN, *NETWORKS)):  # tokens of a slot share its cells
                 assert counts.sum() == placed.sizes.sum()
             else:
                 assert counts.tolist() == placed.sizes[0].tolist()
@@ -220,6 +231,8 @@ class TestEveryMemory:
         memory, tokens = build(spec), stream(40)
         for value in (0.0, 1.5):
             out = memory(tokens.replace(features=torch.full_like(tokens.features, value))).check()
+            if spec.startswith(NETWORKS):
+                continue
             torch.testing.assert_close(out.features, torch.full_like(out.features, value))
 
     def test_a_memory_of_one_slot(self, spec):

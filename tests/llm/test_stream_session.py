@@ -228,6 +228,41 @@ def test_memories_reduce_whole_videos(spec):
     assert text == answer.text
 
 
+@pytest.mark.filterwarnings("ignore:.*has random weights")
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen3_vl"])
+def test_a_memory_that_selects_receives_the_question(family, prompts, monkeypatch):
+    """Also with DeepStack features, which are further channels of the memory."""
+    model, processor = loaded(family)
+    inputs, dim = prompts(model), processor_dim(family)
+    session = push(stream(family, f"videostreaming(cap=8, clip=1, tokens=1, top=1, num_layers=1, dim={dim})"))
+    texts: list[torch.Tensor] = []
+    real = session.memory.read
+    monkeypatch.setattr(session.memory, "read", lambda state, **cues: texts.append(cues["text"]) or real(state, **cues))
+    before = session.nbytes
+    answers = [session.ask(question, 2) for question in (FIRST, SECOND, FIRST)]
+    # One of the clips, and the same one for the same question.
+    assert [answer.tokens for answer in answers] == [1, 1, 1] and session.nbytes == before
+    assert all(map(torch.equal, features(inputs[0]), features(inputs[2])))
+    ids = processor.tokenizer(FIRST, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    embedded = model.get_input_embeddings()(ids)
+    assert torch.equal(texts[0][..., : embedded.shape[2]], embedded) and not texts[0][..., embedded.shape[2] :].any()
+    assert not torch.equal(texts[0], texts[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*has random weights")
+def test_a_session_reduces_for_each_question():
+    session = Session(*loaded("llava_onevision"), "videostreaming(cap=8, clip=1, tokens=4, top=2, num_layers=1)", 8)
+    assert session.per_question
+    assert session.ask(CLIP, FIRST, 2).tokens == 8
+
+
+def processor_dim(family: str) -> int:
+    """Channels of the features in a memory: those of the language model, and of DeepStack layers."""
+    session = push(stream(family, "ring(cap=2)"), 2)
+    assert session._state is not None
+    return session._state.slots.features.shape[3]
+
+
 def test_the_default_memory_and_a_video_as_chunk():
     session = VideoLLM(*loaded("llava_onevision")).stream_session()
     session.push(Video(CLIP.frames[:7], CLIP.times[:7] + 100))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.memory.video_xl_pro import VideoXLPro
+from fewtokens.methods.memory.video_xl_pro import VideoXLPro, scale_scores
 from tests.helpers.frames import cut, stream
 
 
@@ -82,9 +82,37 @@ def test_a_convolution_pads_by_the_border():
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_scores_are_scaled():
+    """The golden of the specification; equal scores are 0, and padding does not count."""
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.3, 7.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
+    mask = torch.tensor([[True, True, True, True, False], [True] * 5])
+    expected = torch.tensor([[0, 1, 0.5, 0.25, 0], [0, 0, 0, 0, 0]])
+    torch.testing.assert_close(scale_scores(scores, mask), expected)
+
+
+@torch.no_grad()
+def test_a_question_selects_tokens_and_marks_them():
+    memory, video = VideoXLPro(dim=4, share=0.3).eval(), stream(40, H=1, W=2)
+    memory.question = torch.nn.Identity()
+    text = torch.tensor([[[1.0, 0, 0, 0], [0, 1.0, 0, 0]]])
+    state = memory.push(video)
+    everything, out = memory.read(state), memory.read(state, text=text).check()
+    score = everything.features[0, :, :2].mean(1)
+    score = (score - score.min()) / (score.max() - score.min())
+    kept = score.topk(6).indices.sort().values  # 0.3 of 20
+    torch.testing.assert_close(out.features[0], (everything.features[0] + score[:, None])[kept])
+    assert torch.equal(out.positions[0], everything.positions[0, kept])
+    assert torch.equal(memory(video, text=text).features, out.features)
+    # Every call selects the same tokens, and a share of 1000 tokens is exact.
+    assert torch.equal(memory.read(state, text=text).features, out.features)
+    for share, count in ((0.7, 700), (0.85, 850), (0.99, 990)):
+        memory = VideoXLPro(dim=4, share=share)
+        assert memory._select(stream(1000), text).count.tolist() == [count]
+
+
 def test_gradients_reach_all_parameters():
     memory = trained(cap=2)
-    memory.read(memory.push(stream(14, H=2, W=2))).features.square().sum().backward()
+    memory.read(memory.push(stream(14, H=2, W=2)), text=torch.randn(1, 3, 4)).features.square().sum().backward()
     assert all(bool((p.grad != 0).any()) for p in memory.parameters())
 
 
@@ -97,6 +125,8 @@ def test_beyond_the_limit_neighbors_are_averaged():
 
 
 def test_arguments():
+    with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 0"):
+        VideoXLPro(share=0.0)
     with pytest.raises(ValueError, match="set dim=4"):
         memory = VideoXLPro(dim=8)
         memory.read(memory.push(stream(1)))

@@ -68,6 +68,40 @@ def test_memory_flows_forward_only():
     )
 
 
+def averaging(**arguments: int) -> VideoLLaMB:
+    """A memory whose tokens are the average of their scene, added to the memory before."""
+    memory = VideoLLaMB(dim=16, memory=2, **arguments)
+    (layer,) = memory.layers
+    with torch.no_grad():
+        memory.initial.zero_()
+        layer.attention.query.weight.zero_()
+        for linear in (layer.attention.value, layer.attention.out):
+            linear.weight.copy_(torch.eye(16))
+    return memory.eval()
+
+
+@torch.no_grad()
+def test_a_question_selects_scenes():
+    video = scenes(0, 1, 2, 3, 4, 5)
+    memory = averaging(top=1)
+    state = memory.push(video)
+    for code in (2, 3, 4):
+        out = memory.read(state, text=video.features[:, 24 * code + 12 : 24 * code + 13]).check()
+        seconds = out.grid.times.tolist()
+        assert 1 < len(seconds) <= 8
+        # A cut is known up to 3 frames late.
+        assert 12 * code <= min(seconds) and max(seconds) <= 12 * code + 15
+    everything = memory.read(state)
+    memory.top = 99
+    again = memory.read(state, text=video.features[:, :1])
+    assert torch.equal(again.features, everything.features)
+    memory.top = 1
+    assert torch.equal(
+        memory(video, text=video.features[:, 60:61]).features.sum(),
+        memory.read(state, text=video.features[:, 60:61]).features.sum(),
+    )
+
+
 def test_gradients_reach_all_parameters():
     memory = trained()
     memory.read(memory.push(scenes(0, 1, 2, 3, 4, 5))).features.square().sum().backward()
@@ -75,7 +109,9 @@ def test_gradients_reach_all_parameters():
 
 
 def test_arguments():
-    with pytest.raises(ValueError, match="frames must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="top must be an integer of at least 1, got 0"):
+        VideoLLaMB(top=0)
+    with pytest.raises(ValueError, match="frames must be an integer of at least 1, got 0"):
         VideoLLaMB(frames=0)
     with pytest.raises(ValueError, match="16"):
         VideoLLaMB(dim=8).push(scenes(0))

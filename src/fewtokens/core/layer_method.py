@@ -7,11 +7,11 @@ prunes key-value caches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.spec import Spec
@@ -26,11 +26,13 @@ class PrunePoint:
         layer: index of the first layer with fewer tokens.
         score_layer: index of the layer whose attention scores the tokens; None for no scores.
         key_layer: index of the layer whose keys `choose` receives; None for no keys.
+        skips: whether the dropped tokens only skip this layer: they return after it, as they were before it.
     """
 
     layer: int
     score_layer: int | None = None
     key_layer: int | None = None
+    skips: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class LayerState:
         question: bool [B,M], whether each column is a text token after the last video and before the answer.
         final_norm: the norm of the language model before its head, [...,D] -> [...,D].
         keys: [B,M,heads*d], rotated keys of each column, or None if the point has no `key_layer`.
+        norm: the norm of the layer before its attention, [...,D] -> [...,D]; the identity if it has none under a known
+            name.
     """
 
     hidden: Tensor
@@ -91,6 +95,7 @@ class LayerState:
     question: Tensor
     final_norm: Callable[[Tensor], Tensor]
     keys: Tensor | None = None
+    norm: Callable[[Tensor], Tensor] = field(default_factory=nn.Identity)
 
     __repr__ = shape_repr
 
@@ -103,11 +108,13 @@ class LayerDecision:
         kept: bool [B,M], whether each video token is kept. Other columns are always kept.
         hidden: new hidden states [B,M,D], or None if unchanged.
         rope: new cos and sin, [B,M,d] each, or None if unchanged.
+        gate: float [B,M], at a point that `skips`: the factor of what the layer adds to each video token; None for 1.
     """
 
     kept: Tensor
     hidden: Tensor | None = None
     rope: tuple[Tensor, ...] | None = None
+    gate: Tensor | None = None
 
     __repr__ = shape_repr
 
@@ -221,6 +228,10 @@ class LayerMethod(Spec):
             bool [B,L], or None for no change.
         """
         raise NotImplementedError
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Returns a loss of the last prefill to be added in training, a scalar, or None."""
+        return None
 
     def named_layers(self, depth: int) -> list[tuple[int, int]]:
         """Returns (layer, first layer with fewer tokens) for each layer that an argument of the method specifies."""

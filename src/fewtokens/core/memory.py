@@ -208,7 +208,8 @@ class Memory(Method):
         "reset": the memory of this video is emptied.
     Frames without times are 1 s apart.
 
-    A subclass calls `set_memory` in its constructor and overrides `write`. It may override `new_stats` and `held`.
+    A subclass calls `set_memory` in its constructor and overrides `write`. It may override `new_stats` and `held`. One
+    that reads the question has `optional_cues = ("text",)`; its state must not depend on it.
 
     Attributes:
         cap: number M of slots.
@@ -258,6 +259,10 @@ class Memory(Method):
         """Returns the number of tokens of a slot, if a frame has P."""
         return P
 
+    def slot_channels(self, C: int) -> int:
+        """Returns the number of channels of a slot, if a frame has C."""
+        return C
+
     def min_count(self, grid: Grid) -> int:
         # The first slot.
         return self.slot_tokens(grid.cells_per_frame)
@@ -275,20 +280,21 @@ class Memory(Method):
             dtype: dtype of the features.
         """
 
-        def slot(tokens: int) -> int:
-            return tokens * (C * dtype.itemsize + 16) + 32
+        def slot(tokens: int, channels: int) -> int:
+            return tokens * (channels * dtype.itemsize + 16) + 32
 
         stats = self.new_stats(1, P, C, torch.device("meta")).values()
         recent = self.recent if self.recent > 1 else 0
         small = 24 + sum(value.numel() * value.element_size() for value in stats)
-        return (self.cap + self.spare) * slot(self.slot_tokens(P)) + recent * slot(P) + small
+        own = slot(self.slot_tokens(P), self.slot_channels(C))
+        return (self.cap + self.spare) * own + recent * slot(P, C) + small
 
     def new_state(self, frames: Slots, H: int, W: int) -> MemoryState:
         """Returns an empty memory for videos with such frames [B,n,P,C]."""
         B, _, P, C = frames.features.shape
         like = frames.features.detach()
         return MemoryState(
-            slots=Slots.empty((B, self.cap + self.spare, self.slot_tokens(P), C), like),
+            slots=Slots.empty((B, self.cap + self.spare, self.slot_tokens(P), self.slot_channels(C)), like),
             recent=Slots.empty((B, self.recent, P, C), like) if self.recent > 1 else None,
             seen=torch.zeros(B, dtype=torch.int64),
             clock=torch.tensor([[-torch.inf, 0.0]], dtype=torch.float64).repeat(B, 1),
@@ -323,7 +329,7 @@ class Memory(Method):
         for t in range(grid.T):
             for b in range(tokens.B):
                 if t in jumps[b]:
-                    self._reset(state, b, frames.features.shape[2])
+                    self._reset(state, b, *frames.features.shape[2:])
             seen = state.seen.tolist()
             active = [b for b in range(tokens.B) if t < lengths[b]]
             groups = {(seen[b], b if self.separate else 0): [] for b in active}  # type: ignore[var-annotated]
@@ -361,7 +367,7 @@ class Memory(Method):
         B, _, P, C = frames.features.shape
         slots = state.slots.features
         expected = len(state.seen), state.H, state.W, slots.shape[2], slots.shape[3], slots.dtype
-        actual = B, grid.H, grid.W, self.slot_tokens(P), C, frames.features.dtype
+        actual = B, grid.H, grid.W, self.slot_tokens(P), self.slot_channels(C), frames.features.dtype
         names = "videos", "rows", "columns", "tokens per slot", "channels", "dtype"
         for name, before, now in zip(names, expected, actual, strict=True):
             if before != now:
@@ -411,13 +417,13 @@ class Memory(Method):
         frames.seconds[:] = seconds[..., None].to(frames.features.device)
         return jumps
 
-    def _reset(self, state: MemoryState, video: int, P: int) -> None:
-        """Empties the memory of one video with P tokens per frame; its clock stays."""
+    def _reset(self, state: MemoryState, video: int, P: int, C: int) -> None:
+        """Empties the memory of one video with P tokens of C channels per frame; its clock stays."""
         part = state.select([video])
         part.slots = tree_map(torch.zeros_like, part.slots)
         if part.recent is not None:  # a leaf to `tree_map`
             part.recent = tree_map(torch.zeros_like, part.recent)
-        part.stats = self.new_stats(1, P, part.slots.features.shape[3], part.slots.features.device)
+        part.stats = self.new_stats(1, P, C, part.slots.features.device)
         part.seen = torch.zeros_like(part.seen)
         _assign(state, [video], part)
 
@@ -426,7 +432,7 @@ class Memory(Method):
 
         Args:
             state: what `push` returned.
-            cues: optional inputs of the method, such as "text", the question.
+            cues: those of `optional_cues`, by name, such as "text", the question.
 
         Returns:
             The tokens of all slots, in the order of the mean second of a slot. Their grid has one frame for each slot,
@@ -588,11 +594,7 @@ def _on_video(read: Tokens, slots: Slots, video: Tokens) -> Tokens:
     assignment = read.assignment.reshape(B, -1, H * W)[rows, slot.to(read.device)]
     assignment = assignment.masked_fill(~inside.to(read.device)[..., None], -1)
 
-    # Mean seconds between two frames are interpolated.
-    right = torch.searchsorted(times, mean).clamp(max=T - 1)
-    left = (right - 1).clamp(min=0)
-    before, after = times.gather(1, left), times.gather(1, right)
-    frame = left + ((mean - before) / (after - before).clamp(min=1e-9)).clamp(0, 1) * (right - left)
+    frame = frame_at(mean, times)
     positions = read.positions.clone()
     positions[..., 0] = frame.to(positions).repeat_interleave(slots.features.shape[2], 1) * read.mask
     return read.replace(
@@ -601,6 +603,19 @@ def _on_video(read: Tokens, slots: Slots, video: Tokens) -> Tokens:
         assignment=assignment.flatten(1),
         meta={**video.meta, **read.meta, "forgotten": (real & ~inside).sum(1).tolist()},
     )
+
+
+def frame_at(seconds: Tensor, times: Tensor) -> Tensor:
+    """The index of the frame at each second, between two frames interpolated, float64 [B,n].
+
+    Args:
+        seconds: float64 [B,n], those before the first or after the last frame are moved to it.
+        times: float64 [B,T], the second of each frame, rising.
+    """
+    right = torch.searchsorted(times, seconds.contiguous()).clamp(max=times.shape[1] - 1)
+    left = (right - 1).clamp(min=0)
+    before, after = times.gather(1, left), times.gather(1, right)
+    return left + ((seconds - before) / (after - before).clamp(min=1e-9)).clamp(0, 1) * (right - left)
 
 
 def _by_time(slots: Slots) -> Slots:

@@ -57,6 +57,7 @@ class Method(Spec, nn.Module):
     Class attributes:
         stage: where the method acts, a key of `STAGES`.
         learned: whether it has trainable parameters.
+        optional_cues: names of the cues that it uses if they are given, keys of `CUES`.
         full_grid: whether it requires one token per cell, and so must come before methods that drop or merge tokens.
             If True, calls with any other tokens raise a `ValueError`.
         paper: citation, in one line; "none" if there is no paper.
@@ -77,6 +78,7 @@ class Method(Spec, nn.Module):
 
     stage: ClassVar[str] = "tokens"
     learned: ClassVar[bool] = False
+    optional_cues: ClassVar[tuple[str, ...]] = ()
     full_grid: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     license: ClassVar[str] = ""
@@ -509,11 +511,11 @@ def count_bits(tokens: Tokens, sizes: Sequence[int]) -> Tensor:
     return (used.sum(1) * torch.tensor(sizes, dtype=torch.float64, device=tokens.device).log2()).sum(1)
 
 
-def load_weights(method: Method, path: str | None) -> None:
+def load_weights(method: Any, path: str | None) -> None:
     """Loads a method's parameters from a file written by `save_weights`.
 
     Args:
-        method: the method.
+        method: the method, a module; its `same_weights` are the names of others that have the same parameters.
         path: the file; None leaves the parameters unchanged.
 
     Raises:
@@ -522,7 +524,7 @@ def load_weights(method: Method, path: str | None) -> None:
     if path is None:
         return
     tensors, header = files.load(path, "method")
-    if header.get("method") != method.name:
+    if header.get("method") not in (method.name, *getattr(method, "same_weights", ())):
         raise ValueError(
             f"{path}: contains the weights of {files.one_line(header.get('method'))}, not of {method.name}"
         )
@@ -532,6 +534,6 @@ def load_weights(method: Method, path: str | None) -> None:
         raise ValueError(f"{path}: does not fit {method.name} ({' '.join(str(error).split())[:300]})") from None
 
 
-def save_weights(method: Method, path: str | Path) -> Path:
+def save_weights(method: Any, path: str | Path) -> Path:
     """Writes a method's parameters to a safetensors file, for its argument `checkpoint`."""
     return files.save(path, "method", method.state_dict(), {"method": method.name})

@@ -356,7 +356,7 @@ class Pipeline(Pushable, nn.Module):
         if selection is not None and not selection.full_size:
             tokens = tokens.apply(pool_frames(tokens, selection))
         for method in after:
-            own = {name: cues[name] for name in method.needs if name in cues}
+            own = {name: cues[name] for name in (*method.needs, *method.optional_cues) if name in cues}
             pooled = {name: tokens.pool(cue, start) for name, cue in own.items() if name in _PER_TOKEN}
             tokens = run(method, tokens, **(own | pooled))
         meta = dict(tokens.meta) | {"spec": self.spec}

@@ -191,6 +191,10 @@ def layer_hooks(model: Any, methods: Sequence[Any]) -> Callable[[], AbstractCont
     """
     if not methods:
         return nullcontext
+    if own := getattr(model, "inside", None):
+        raise ValueError(
+            f"{methods[0].name} cannot be added to this model, which runs {own[0].spec} inside its language model"
+        )
     from fewtokens.llm.layers.hooks import LayerRuntime
 
     return LayerRuntime(model, methods).attach

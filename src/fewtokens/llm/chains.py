@@ -36,7 +36,15 @@ def split_chain(spec: Methods, model: Any) -> tuple[Sequence[Method] | Pipeline,
     """
     if isinstance(spec, Pipeline):
         return spec, []
-    methods = build_methods(spec, model)
+    return split_inside(build_methods(spec, model))
+
+
+def split_inside(methods: Sequence[Any]) -> tuple[list[Method], list[LayerMethod]]:
+    """Returns the methods before the language model, and those inside it.
+
+    Raises:
+        ValueError: a method before the language model follows one inside it.
+    """
     within = [method.stage == "llm" for method in methods]
     if within != sorted(within):
         late = methods[within.index(True) + within[within.index(True) :].index(False)].name
@@ -134,7 +142,7 @@ def build_methods(spec: str | Sequence[Method], model: Any) -> Sequence[Any]:
 def warn_untrained(methods: Sequence[Method]) -> None:
     """Warns about methods with random weights, whose output is meaningless."""
     for method in methods:
-        if isinstance(method, Method) and method.untrained:
+        if getattr(method, "untrained", False):
             warnings.warn(
                 f"{method.name} has random weights, so its output is meaningless; load trained weights with "
                 "checkpoint='FILE'",

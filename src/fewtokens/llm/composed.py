@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,11 +28,11 @@ from fewtokens.core import files, registry
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.legacy import current_spec
-from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline, check_received
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import ViT, VitEncoder, load_encoder, pick_device
 from fewtokens.encoders.config import make_vit_config
+from fewtokens.llm.chains import split_inside
 from fewtokens.llm.chat import VIDEO_MARKER, collate_turns, encode_turns
 from fewtokens.llm.compress import compress
 from fewtokens.llm.interface import CACHE_NAMES, cache_name, cache_of, is_filled, unwrap
@@ -68,7 +68,8 @@ class ComposedVideoLLM(nn.Module):
         encoder: a ViT that encodes frame by frame.
         llm: a causal language model of transformers.
         tokenizer: its tokenizer.
-        spec: methods of the stages pixels and tokens; "" keeps every token.
+        spec: methods of the stages pixels and tokens, and trained ones inside the language model, such as
+            "spatial_pool(2) | videollm_mod(keep=0.5)"; "" keeps every token.
         pool: pool x pool patches become one token, with their channels concatenated (pixel shuffle).
         positions: "keep" gives a token the position of its nearest cell and leaves those of the text unchanged;
             "renumber" counts the columns of the prompt, as in VQToken.
@@ -82,6 +83,8 @@ class ComposedVideoLLM(nn.Module):
             segment.
 
     Attributes:
+        compressor: the methods before the language model.
+        inside: those inside it, which always run.
         streams: the `Streams`, or None.
         video_encoder: the encoder, of which `encoder` is the network.
         current_features: the encoder's output that the language model is reading, by modality.
@@ -184,6 +187,11 @@ class ComposedVideoLLM(nn.Module):
 
     @checkpointing.setter
     def checkpointing(self, enabled: bool) -> None:
+        if enabled and len(self.inside):
+            raise ValueError(
+                "methods inside the language model cannot be trained with recomputed activations; use "
+                "--set checkpointing=false"
+            )
         self._checkpointing = enabled
         # "activation" since transformers 5.23, "gradient" before.
         prefix = "activation" if hasattr(self.llm, "activation_checkpointing_enable") else "gradient"
@@ -193,16 +201,29 @@ class ComposedVideoLLM(nn.Module):
         """Replaces the chain of methods; the parameters of learned methods start at random.
 
         Raises:
-            ValueError: a method acts inside an encoder or a language model, or needs a cue that is not available.
+            ValueError: a method acts inside an encoder, or inside a language model without being trained, or needs a
+                cue that is not available.
         """
-        methods: Sequence[Method] = registry.build(spec, dim=self.dim) if spec.strip() else []
+        methods, inside = split_inside(registry.build(spec, dim=self.dim) if spec.strip() else [])
+        for layer_method in inside:
+            if not isinstance(layer_method, nn.Module):
+                raise ValueError(
+                    f"{layer_method.name} acts inside the language model and has no parameters to train; use `with "
+                    "attach(model, ...)`, or a Session"
+                )
         for method in methods:
             if unknown := set(getattr(method, "needs", ())) - set(self.cues):
                 kind = "composed models" if self.encoder2 is None else "composed models with two encoders"
                 raise ValueError(f"{method.name} needs {' and '.join(sorted(unknown))}, which {kind} cannot provide")
             check_received(method, "the encoder of a composed model")
         self.compressor = Pipeline(methods).to(self.device)
+        self.inside = nn.ModuleList(inside).to(self.device)  # type: ignore[arg-type]
         return self
+
+    @property
+    def spec(self) -> str:
+        """The spec of its methods, those inside the language model included."""
+        return " | ".join(filter(None, [self.compressor.spec, *(method.spec for method in self.inside)]))  # type: ignore[misc]
 
     @property
     def cues(self) -> tuple[str, ...]:
@@ -331,6 +352,14 @@ class ComposedVideoLLM(nn.Module):
         finally:
             self.current_features = {}
 
+    def _running_inside(self) -> AbstractContextManager[Any]:
+        """Hooks the methods inside the language model into its layers."""
+        if not len(self.inside):
+            return nullcontext()
+        from fewtokens.llm.layers.hooks import LayerRuntime
+
+        return LayerRuntime(self, list(self.inside)).attach()  # type: ignore[arg-type]
+
     def forward(
         self,
         input_ids: Tensor,
@@ -363,8 +392,12 @@ class ComposedVideoLLM(nn.Module):
             prompt.setdefault("use_cache", False)
         if past_key_values is not None:
             prompt[cache_name(self.causal_lm)] = past_key_values
-        with self._reading(prompt.get("mm_encoder_outputs")):
-            return self.llm(**self.embed(prompt))
+        with self._reading(prompt.get("mm_encoder_outputs")), self._running_inside():
+            output = self.llm(**self.embed(prompt))
+        if labels is not None:
+            losses = [method.auxiliary_loss() for method in self.inside]  # type: ignore[operator]
+            output.loss = sum((loss for loss in losses if loss is not None), output.loss)
+        return output
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, *, streamer: Any = None, **inputs: Any) -> Any:
@@ -383,10 +416,11 @@ class ComposedVideoLLM(nn.Module):
         if outputs:
             if streamer is not None:
                 streamer.put(text_ids.cpu())  # as for a prompt of ids
-            with self._reading(outputs):
+            with self._reading(outputs), self._running_inside():
                 output = self.llm.generate(**self.embed(prompt), streamer=streamer)
         else:
-            output = self.llm.generate(**prompt | {"input_ids": text_ids}, streamer=streamer)
+            with self._running_inside():
+                output = self.llm.generate(**prompt | {"input_ids": text_ids}, streamer=streamer)
         sequences = output if isinstance(output, Tensor) else output.sequences
         new = sequences if outputs else sequences[:, ids.shape[1] :]
         full = torch.cat([ids.repeat_interleave(len(new) // len(ids), 0), new], 1)
@@ -425,9 +459,9 @@ class ComposedVideoLLM(nn.Module):
             self.tokenizer.save_pretrained(temporary / "llm")
             if self.encoder2 is not None:
                 self.encoder2.save_pretrained(temporary / "encoder2")
-            files.save(temporary / "parts.safetensors", "video_llm", self._own_state(), {"spec": self.compressor.spec})
+            files.save(temporary / "parts.safetensors", "video_llm", self._own_state(), {"spec": self.spec})
             shape = {"vit": asdict(self.encoder.config), "mean": self.video_encoder.mean, "std": self.video_encoder.std}
-            config = {"encoder": shape, "spec": self.compressor.spec, "pool": self.pool, "positions": self.positions}
+            config = {"encoder": shape, "spec": self.spec, "pool": self.pool, "positions": self.positions}
             if self.streams is not None:
                 config["streams"] = self.streams.spec
             if self.encoder2 is not None:

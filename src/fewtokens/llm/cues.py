@@ -51,9 +51,9 @@ def check_cues(backend: Backend, model: Any, pipeline: Pipeline) -> None:
 
 
 def needed_cues(pipeline: Pipeline) -> set[str]:
-    """Returns the names of the cues that the methods after the vision tower need."""
+    """Returns the names of the cues that the methods after the vision tower need, or use if they are given."""
     methods = [m for m in pipeline.methods if isinstance(m, Method) and m.stage != "encoder"]
-    return {need for method in methods for need in method.needs}
+    return {need for method in methods for need in (*method.needs, *method.optional_cues)}
 
 
 def attention_rule(*pipelines: Pipeline) -> AttentionRule:

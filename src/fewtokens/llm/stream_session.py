@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fewtokens.core import files
@@ -45,7 +45,8 @@ class StreamSession:
 
     Each frame is encoded by the vision tower on its own (families with tubelets encode each pair), reduced by the
     methods before the memory, and pushed to the memory; nothing else is stored, so that any chunks give a bit-equal
-    state. A question reads the memory and leaves it unchanged. In the prompt, each slot of the memory is a frame at its
+    state. A question reads the memory and leaves it unchanged; a memory that selects by the question receives its
+    embeddings. In the prompt, each slot of the memory is a frame at its
     mean second: families with times in the prompt show it (Qwen3-VL, SmolVLM, VideoLLaMA 3), Qwen2.5-VL has it in the
     position of the tokens. Where these positions would exceed the context, time is scaled down to fit. In families with
     DeepStack features, these are stored with the tokens, as further channels, for which a learned memory must be built
@@ -87,7 +88,7 @@ class StreamSession:
         self.spec = " | ".join(method.spec for method in (*chain.methods, *inside))
         self.methods, self.memory = _split_memory(chain)
         check_cues(self.backend, model, chain)
-        if "text" in needed_cues(chain):
+        if "text" in chain.needs:
             raise ValueError(
                 f"{chain.spec} reads the question, which is unknown while frames arrive; use other methods"
             )
@@ -284,7 +285,8 @@ class StreamSession:
             state = self.memory.push(tokens, None if state is None else state.clone())
         assert state is not None
         clock.lap("encode")
-        short = self._prompt(self.memory.read(state), float(state.clock[0, 0]), question, max_new_tokens)
+        cues = self._read_cues(question, state.slots.features.shape[3])
+        short = self._prompt(self.memory.read(state, **cues), float(state.clock[0, 0]), question, max_new_tokens)
         check_length(self.backend, self.model, short.inputs, max_new_tokens, "a smaller memory")
         clock.lap("reduce")
         with self.layer_hooks() as runtime:
@@ -292,6 +294,19 @@ class StreamSession:
             answer.layer_tokens = [] if runtime is None else runtime.layer_tokens
         answer.cells = int(state.seen[0]) * state.H * state.W
         return answer
+
+    def _read_cues(self, question: str, channels: int) -> dict[str, Tensor]:
+        """The cues with which the memory is read: the embeddings of the question [1,L,C], if it uses them.
+
+        C is the number of channels of the memory; those of DeepStack features are zero.
+        """
+        if "text" not in self.memory.optional_cues:
+            return {}
+        ids = self.processor.tokenizer(question, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        if not ids.shape[1]:
+            return {}
+        text = self.model.get_input_embeddings()(ids.to(self.model.device))
+        return {"text": nn.functional.pad(text, (0, channels - text.shape[2]))}
 
     def _prompt(self, tokens: Tokens, duration: float, question: str, max_new_tokens: int) -> Compressed:
         """Returns the prompt of a question, with what was read from the memory.
@@ -344,9 +359,12 @@ class StreamSession:
         if excess > 0:
             length = int(old[0, 0, columns[-1]] - old[0, 0, columns[0]])
             prompt["second_per_grid_ts"] *= max(0, length - excess) / max(1, length)
-        frame = tokens.positions[..., 0].long()
+        # A token between two slots is between their seconds.
         step = ((times - times[0]) / interval).to(tokens.positions)
-        return tokens.replace(positions=torch.cat([step[frame][..., None], tokens.positions[..., 1:]], 2))
+        frame = tokens.positions[..., 0]
+        before, after = (step[index.long()] for index in (frame.floor(), frame.ceil()))
+        moved = torch.lerp(before, after, frame.frac())[..., None]
+        return tokens.replace(positions=torch.cat([moved, tokens.positions[..., 1:]], 2))
 
     def snapshot(self, path: str | Path) -> Path:
         """Writes the state to a safetensors file, atomically; `restore` continues from it bit-equally.

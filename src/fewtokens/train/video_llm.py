@@ -1,7 +1,8 @@
 """Trains a `ComposedVideoLLM` on conversations about videos.
 
-The parts are named encoder, projector, compressor, streams and llm, and encoder2 and projector2 if there is a second
-encoder; `Settings.rates` scales the learning rate of each, 0 freezes a part.
+The parts are named encoder, projector, compressor, inside (methods inside the language model), streams and llm, and
+encoder2 and projector2 if there is a second encoder; `Settings.rates` scales the learning rate of each, 0 freezes a
+part.
 """
 
 from __future__ import annotations

@@ -68,7 +68,8 @@ def video_llm(
             "--with",
             metavar="SPEC",
             rich_help_panel=METHOD,
-            help='Spec of the methods between encoder and language model; "" keeps all tokens.',
+            help="Spec of the methods between encoder and language model, and of trained ones inside it "
+            '(videollm_mod); "" keeps all tokens.',
         ),
         Check(check_specs),
     ] = "",
@@ -94,7 +95,8 @@ def video_llm(
 ) -> None:
     """Train a video language model, composed of a video encoder and a language model, on conversations about videos.
 
-    Its parts are encoder, projector, compressor, streams and llm, with a second encoder also encoder2 and projector2.
+    Its parts are encoder, projector, compressor, inside (methods inside the language model), streams and llm, with a
+    second encoder also encoder2 and projector2.
     The setting rates multiplies --lr for single parts; 0 freezes a part. Default settings are those of the Token
     Dynamics paper.
     """

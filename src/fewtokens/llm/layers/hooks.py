@@ -21,7 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtokens.core.layer_method import CachePoint, CacheState, LayerMethod, LayerState, PrunePoint, VideoPlacement
+from fewtokens.core.layer_method import (
+    CachePoint,
+    CacheState,
+    LayerDecision,
+    LayerMethod,
+    LayerState,
+    PrunePoint,
+    VideoPlacement,
+)
 from fewtokens.core.plan import take_rows
 from fewtokens.core.shapes import shape_repr
 from fewtokens.llm.backends.base import backend_of
@@ -32,6 +40,34 @@ from fewtokens.llm.layers.cache import PrunedLayer, check_growing, prune_layer, 
 from fewtokens.llm.layers.kinds import LayerKinds
 from fewtokens.llm.layers.masks import narrow_mask, window_mask
 from fewtokens.llm.layout import Layout
+
+
+@dataclass
+class Skip:
+    """The tokens that skip a layer, until its output is known.
+
+    Attributes:
+        hidden: [B,M,D], the input of the layer, with the tokens that skip it.
+        slots: int64 [B,m], the indices of the others, -1 is padding; None if none skips it.
+        gate: [B,m,1], the factor of what the layer adds to a token; None for 1.
+        columns, padded: those of the run before.
+    """
+
+    hidden: Tensor
+    slots: Tensor | None
+    gate: Tensor | None
+    columns: Tensor | None
+    padded: bool
+
+    __repr__ = shape_repr
+
+    def finish(self, output: Tensor) -> Tensor:
+        """The output [B,M,D] of the layer for all tokens, from that [B,m,D] of those that did not skip it."""
+        if self.gate is not None:
+            before = self.hidden if self.slots is None else take_columns(self.hidden, self.slots)
+            # Text, whose gate is 1, is bit-equal.
+            output = torch.where(self.gate == 1, output, torch.lerp(before, output, self.gate.to(output.dtype)))
+        return output if self.slots is None else _put(self.hidden, self.slots, output)
 
 
 @dataclass
@@ -55,6 +91,7 @@ class Run:
         finished: whether the last layer has run.
         remaining: the number of video tokens from a layer on, by layer; only layers before which tokens were removed.
         active: bool [B,L], columns that a method keeps in the caches of the next layers; None changes nothing.
+        skips: of the layer that is running.
     """
 
     layout: Layout | None
@@ -73,6 +110,7 @@ class Run:
     finished: bool = False
     remaining: dict[int, Tensor] = field(default_factory=dict)
     active: Tensor | None = None
+    skips: list[Skip] = field(default_factory=list)
 
     __repr__ = shape_repr
 
@@ -237,10 +275,14 @@ class LayerRuntime:
 
     def _after(self, index: int, layer: Any, args: Any, output: Any) -> Any:
         run = self.run
-        # DeepStack adds to columns of the full prompt, so all of them are restored.
-        if run is None or run.columns is None or index >= run.deepstack:
+        if run is None:
             return None
-        return _restore(run, output)
+        while run.skips:
+            skip = run.skips.pop()
+            output, run.columns, run.padded = skip.finish(output), skip.columns, skip.padded
+            run.cuts.clear()
+        # DeepStack adds to columns of the full prompt, so all of them are restored.
+        return output if run.columns is None or index >= run.deepstack else _restore(run, output)
 
     def _before(self, index: int, layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         run = self.run
@@ -447,10 +489,14 @@ class LayerRuntime:
         question = layout.question().gather(1, columns.clamp(min=0)) & real
         # Not the module itself: its pre-hook ends the pass.
         norm = output_norm(self.text).forward
-        state = LayerState(hidden, rope, is_video, video.sum(1), scores, videos, question, norm, keys)
+        own_norm = input_norm(self.text.layers[index])
+        state = LayerState(hidden, rope, is_video, video.sum(1), scores, videos, question, norm, keys, own_norm)
         decision = method.choose(state, key[1])
         run.done.add(key)
         survives = real & (~is_video | decision.kept)
+        if self.prune_points[key[0]][key[1]].skips:
+            self._skip(decision, survives, is_video, index, inputs, original, run)
+            return
         if decision.hidden is None and bool((survives | ~real).all()):
             if not method.keeps_all(key[1]) and int(is_video.sum()) > int((is_video.sum(1) > 0).sum()):
                 raise ValueError(f"{method.spec}: nothing was dropped before layer {index}")
@@ -481,6 +527,27 @@ class LayerRuntime:
                 all_columns = torch.arange(video.shape[1], device=hidden.device).expand_as(video)
                 prune_layer(cache, earlier, all_columns).select(selected)
 
+    def _skip(
+        self, decision: LayerDecision, survives: Tensor, is_video: Tensor, index: int, inputs: dict[str, Any],
+        original: dict[str, Any], run: Run,
+    ) -> None:  # fmt: skip
+        """Shortens `inputs` to the columns that do not skip layer `index`, bool [B,M]; `_after` restores the others."""
+        hidden, columns = inputs["hidden_states"], _columns(run, inputs["hidden_states"])
+        slots = None if bool((survives | (columns < 0)).all()) else to_slots(survives)
+        gate = None
+        if decision.gate is not None:
+            gate = decision.gate.masked_fill(~is_video, 1)[..., None]
+            gate = gate if slots is None else take_columns(gate, slots)
+        run.skips.append(Skip(hidden, slots, gate, run.columns, run.padded))
+        run.remaining[index], run.remaining[index + 1] = (survives & is_video).sum(), is_video.sum()
+        if slots is None:
+            return
+        run.columns = columns.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
+        run.padded = bool((slots < 0).any())
+        run.cuts.clear()
+        inputs["hidden_states"] = take_columns(hidden, slots)
+        self._shorten(index, inputs, original, run)
+
 
 def language_model(model: Any) -> Any:
     """Returns the part of a video language model that has `layers`, `norm` and the rotary embedding.
@@ -495,6 +562,12 @@ def language_model(model: Any) -> Any:
             if hasattr(part, "layers"):
                 return part
     raise ValueError(f"{type(model).__name__} has no language model with decoder layers under a known name")
+
+
+def input_norm(layer: Any) -> Any:
+    """The norm of a layer before its attention; the identity if it has none under a known name."""
+    names = ("input_layernorm", "operator_norm", "norm", "ln_1", "attention_norm")
+    return next((getattr(layer, name) for name in names if hasattr(layer, name)), nn.Identity())
 
 
 def output_norm(text: Any) -> Any:

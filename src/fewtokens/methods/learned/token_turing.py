@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler, load_weights
@@ -17,18 +17,13 @@ from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
-    Block,
-    PositionEmbedding,
-    TokenSummary,
     attribute_by_attention,
-    check_counts,
     constant_count,
     group_by_frame,
     masked_features,
     with_attention_floor,
 )
-
-_HIDDEN = 64
+from fewtokens.methods.ops.turing_machine import TuringMachine
 
 
 @dataclass(frozen=True)
@@ -49,17 +44,13 @@ class TuringState:
     __repr__ = shape_repr
 
 
-class TokenTuring(Resampler):
+class TokenTuring(TuringMachine, Resampler):
     """Updates a memory of tokens frame by frame and reads the output from it at the end; causal.
 
-    Token Turing Machines (arXiv 2211.09119) as the temporal encoder of BLIP-3-Video (arXiv 2410.16267). The memory M
-    starts at zero. For each frame x_t: z = S_r([M; x_t]) reads, o = Transformer(z) processes, M <- S_m([M; x_t; o])
-    writes, where S_k is TokenLearner 1.1 with k outputs. The Transformer adds a learned position to each token read and
-    ends with a LayerNorm, as in the released code. The memory never depends on later frames, and `step` returns chunk
-    by chunk what `forward` returns for all frames; a frame without tokens leaves the memory unchanged. Differences from
-    the paper: the embeddings that distinguish memory, inputs and outputs are added only to the input of the scores, not
-    to the tokens (they would accumulate in the memory), and positions within a frame are a learned projection of sines.
-    Differences from the released code: GELU is exact (tanh there) and the LayerNorm epsilon is 1e-5 (1e-6 there).
+    Token Turing Machines (arXiv 2211.09119) as the temporal encoder of BLIP-3-Video (arXiv 2410.16267), see
+    `TuringMachine`, where differences are stated. The memory never depends on later frames, and `step` returns chunk by
+    chunk what `forward` returns for all frames; a frame without tokens leaves the memory unchanged. The memory
+    `token_turing_memory` takes checkpoints of the same parameters.
 
     Attribution: each read and write is linear in the tokens, so their weights are followed through all frames, with the
     Transformer treated as the identity. Frames long ago decay; tokens whose weights vanish in float32 are attributed to
@@ -93,17 +84,9 @@ class TokenTuring(Resampler):
     ) -> None:
         super().__init__()
         self.set_budget(keep, units=("count",))
-        check_counts(memory=memory, read=read, num_layers=num_layers, heads=heads)
+        self.set_machine(dim=dim, memory=memory, read=read, outputs=keep, num_layers=num_layers, heads=heads)
         self.dim, self.memory, self.read = dim, memory, read
         self.num_layers, self.heads, self.checkpoint = num_layers, heads, checkpoint
-        self.places = PositionEmbedding(dim)
-        self.slots = nn.Parameter(0.5 * torch.randn(memory, dim))
-        self.outputs = nn.Parameter(0.5 * torch.randn(read, dim))
-        self.reader, self.writer = TokenSummary(dim, read, _HIDDEN), TokenSummary(dim, memory, _HIDDEN)
-        self.order = nn.Parameter(0.02 * torch.randn(read, dim))
-        self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(num_layers)))
-        self.norm = nn.LayerNorm(dim)
-        self.last = TokenSummary(dim, keep, _HIDDEN)
         load_weights(self, checkpoint)
 
     @property
@@ -121,20 +104,18 @@ class TokenTuring(Resampler):
             The memory [B,m,C] after the frame, and the output of the frame, [B,r,C].
         """
         x, position_embedding = masked_features(frame, self.slots.dtype), self._embed_positions(frame)
-        memory, out, *_ = self._step(
-            x, position_embedding, frame.mask, self._empty(frame.B) if memory is None else memory
+        memory, out, *_ = self.update(
+            x, position_embedding, frame.mask, self.empty(frame.B) if memory is None else memory
         )
         return memory, out
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         memory, weights = self._process_frames(
-            tokens, self._empty(tokens.B), self.slots.new_zeros(tokens.B, self.memory, 0).float()
+            tokens, self.empty(tokens.B), self.slots.new_zeros(tokens.B, self.memory, 0).float()
         )
-        maps = self.last(memory + self.slots)
+        features, maps = self.summarize(memory)
         attention = with_attention_floor(maps.detach().float() @ weights)
-        return attribute_by_attention(
-            tokens, maps.to(memory.dtype) @ memory, attention, constant_count(tokens, self.keep)
-        )
+        return attribute_by_attention(tokens, features, attention, constant_count(tokens, self.keep))
 
     def step(self, tokens: Tokens, state: TuringState | None = None, **cues: Any) -> tuple[Tokens, TuringState]:
         """Returns the tokens read after these frames, in constant memory; see `Method.step`.
@@ -144,9 +125,9 @@ class TokenTuring(Resampler):
         `join` returns the last read, with earlier cells marked as dropped.
         """
         if state is None:
-            state = TuringState(self._empty(tokens.B), torch.zeros(tokens.B, self.memory, 4, device=tokens.device), 0)
+            state = TuringState(self.empty(tokens.B), torch.zeros(tokens.B, self.memory, 4, device=tokens.device), 0)
         memory, weights = self._process_frames(tokens, state.memory, state.moments)
-        maps = self.last(memory + self.slots)
+        features, maps = self.summarize(memory)
         read_weights = maps.detach().float() @ weights  # moments of earlier tokens, then tokens of these frames
         start = torch.tensor([state.frames, 0.0, 0.0], device=tokens.device)
         values = F.pad(tokens.positions + start, (1, 0), value=1.0) * tokens.mask[..., None]
@@ -155,7 +136,7 @@ class TokenTuring(Resampler):
         count = constant_count(tokens, self.keep)
         order = position_order(positions, torch.ones_like(positions[..., 0], dtype=torch.bool))
         new = Resampled(None, take_rows(with_attention_floor(read_weights[..., 4:]), order), count)
-        features = take_rows(maps.to(memory.dtype) @ memory, order).to(tokens.features.dtype)
+        features = take_rows(features, order).to(tokens.features.dtype)
         read = tokens.apply(new.plan)
         # These frames may have no tokens at all.
         read = read.replace(features=features, positions=take_rows(positions, order), sizes=read.sizes.clamp(min=1e-6))
@@ -177,10 +158,6 @@ class TokenTuring(Resampler):
             attribution=None if last.attribution is None else F.pad(last.attribution, (dropped.shape[1], 0)),
         )
 
-    def _empty(self, videos: int) -> Tensor:
-        """The memory before the first frame, zeros [B,m,C]."""
-        return self.slots.new_zeros(videos, *self.slots.shape)
-
     def _process_frames(self, tokens: Tokens, memory: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Processes all frames of the tokens in order.
 
@@ -200,7 +177,7 @@ class TokenTuring(Resampler):
         weights = F.pad(weights, (0, tokens.N))
         for frame, valid in zip(index.unbind(1), real.unbind(1), strict=True):
             rows = frame[..., None].expand(-1, -1, tokens.C)
-            memory, _, reading, writing = self._step(
+            memory, _, reading, writing = self.update(
                 x.gather(1, rows), position_embedding.gather(1, rows), valid, memory
             )
             reading, writing = reading.detach().float(), writing.detach().float()
@@ -211,21 +188,6 @@ class TokenTuring(Resampler):
         """Embeds rows and columns only: the memory represents time, and a stream has no end."""
         in_frame = tokens.positions * torch.tensor([0.0, 1.0, 1.0], device=tokens.device)
         return self.places(tokens.replace(positions=in_frame))
-
-    def _step(
-        self, x: Tensor, position_embedding: Tensor, real: Tensor, memory: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the new memory, the output, and the read and write maps [B,r,m+n] and [B,m,m+n+r]."""
-        position_embedding = torch.cat([self.slots.expand_as(memory), position_embedding], 1)
-        both = torch.cat([memory, x], 1)
-        mask = torch.cat([real.new_ones(memory.shape[:2]), real], 1)
-        reading = self.reader(both + position_embedding, mask)
-        out = self.norm(self.blocks(reading.to(x.dtype) @ both + self.order))
-        position_embedding = torch.cat([position_embedding, self.outputs.expand_as(out)], 1)
-        both, mask = torch.cat([both, out], 1), torch.cat([mask, real.new_ones(out.shape[:2])], 1)
-        writing = self.writer(both + position_embedding, mask)
-        nonempty = real.any(1)[:, None, None]
-        return torch.where(nonempty, writing.to(x.dtype) @ both, memory), out, reading, writing
 
     def _update_weights(
         self, weights: Tensor, reading: Tensor, writing: Tensor, columns: Tensor, valid: Tensor

@@ -43,6 +43,7 @@ class VidCompress(Memory):
     """
 
     learned = True
+    optional_cues = ("text",)
     spare = 1
     paper = "VidCompress, arXiv 2410.11417"
     license = "written from the paper; no code was found"

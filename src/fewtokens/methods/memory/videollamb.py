@@ -10,9 +10,17 @@ from torch import Tensor, nn
 
 from fewtokens.core.memory import Memory, MemoryState, Slots
 from fewtokens.core.method import load_weights
-from fewtokens.methods.ops.memory_rules import adjacency_stats, halve, mean_key, merge_adjacent, merge_down
+from fewtokens.methods.ops.memory_rules import (
+    adjacency_stats,
+    average,
+    check_question,
+    halve,
+    mean_key,
+    merge_adjacent,
+    merge_down,
+)
 from fewtokens.methods.ops.per_frame import check_dim
-from fewtokens.methods.ops.resample import IdentityLayer
+from fewtokens.methods.ops.resample import IdentityLayer, check_counts
 from fewtokens.methods.ops.scene_tilling import SceneStream
 
 # Memories of earlier scenes that the next one attends to.
@@ -24,26 +32,31 @@ class VideoLLaMB(Memory):
 
     VideoLLaMB (arXiv 2409.01071). SceneTilling divides the stream into scenes. Up to `frames` frames of a scene and
     `memory` tokens go through transformer layers; the frames that result are held, and the memory tokens join a list.
-    The memory of the next scene attends to this list by one layer of cross-attention.
+    The memory of the next scene attends to this list by one layer of cross-attention. With `top`, `read` with the cue
+    "text", [B,L,dim], returns only the frames of this number of scenes: those whose mean memory token has the highest
+    cosine with the mean of the text.
 
     Differences from the published code: statistics of cuts are those of the stream so far; a cut is known only when the
     similarity rises again, and until then frames belong to the old scene; frames of a scene are at equal distances of a
     power of two instead of linearly spaced, because its length is unknown; the first memory is trained (theirs is
     zero); videos of a batch do not mix; the list holds 16 memories and the output `cap` frames, beyond which the most
-    similar neighbors are averaged (theirs grow without bound). Layers are pre-norm and start as the identity, so that
-    without training the frames are unchanged.
+    similar neighbors are averaged (theirs grow without bound); the selection by the question is ours. Averaged memories
+    are one scene to it, and an averaged frame belongs to the scene of its mean second. Layers are pre-norm and start as
+    the identity, so that without training the frames are unchanged.
 
     Args:
         cap: number of slots, each a frame of a scene. Default: 64.
         dim: channels of the features.
         frames: maximum number of frames of a scene. Default: 8.
         memory: number of memory tokens. Default: 32.
+        top: number of scenes that a question selects; None (default) returns all.
         num_layers: number of layers. Default: 1.
         checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
         on_jump: "error" (default), "shift" or "reset", what to do if time goes back; see `Memory`.
     """
 
     learned = True
+    optional_cues = ("text",)
     separate = True
     spare = 1
     paper = "VideoLLaMB, arXiv 2409.01071"
@@ -57,15 +70,15 @@ class VideoLLaMB(Memory):
         dim: int = 384,
         frames: int = 8,
         memory: int = 32,
+        top: int | None = None,
         num_layers: int = 1,
         checkpoint: str | None = None,
         on_jump: str = "error",
     ) -> None:
         super().__init__()
         self.set_memory(cap, on_jump)
-        if frames < 1:
-            raise ValueError(f"{self.name}: frames must be at least 1, got {frames}")
-        self.dim, self.frames, self.memory = dim, frames, memory
+        check_counts(frames=frames, memory=memory, top=1 if top is None else top)
+        self.dim, self.frames, self.memory, self.top = dim, frames, memory, top
         self.num_layers, self.checkpoint = num_layers, checkpoint
         self.initial = nn.Parameter(torch.randn(memory, dim) / dim**0.5)
         self.layers = nn.ModuleList(IdentityLayer(dim) for _ in range(num_layers))
@@ -102,9 +115,9 @@ class VideoLLaMB(Memory):
             written += int(seen.mask.sum())
             history = self._history(state)
             count = int(history.mask.sum())
-            new = Slots.create(
-                memory[:, None], frames.mass, frames.seconds, frames.place[:, :, :1].expand(-1, -1, self.memory, -1)
-            )
+            span = torch.stack([frames.seconds[..., 0], seen.seconds[:, :1, 1], frames.seconds[..., 2]], 2)
+            place = frames.place[:, :, :1].expand(-1, -1, self.memory, -1)
+            new = Slots.create(memory[:, None], frames.mass, span, place)
             history = merge_down(Slots.concatenate([history.span(0, count), new]), _HISTORY, key=mean_key)
             free = Slots.empty((1, _HISTORY - history.count, *history.features.shape[2:]), stats["history"].detach())
             history = Slots.concatenate([history, free])
@@ -114,7 +127,20 @@ class VideoLLaMB(Memory):
         stats["numbers"] = torch.tensor([[*scenes.numbers, start, written]], dtype=torch.float64).to(key.device)
 
     def held(self, state: MemoryState, **cues: Any) -> Slots:
-        return Slots.concatenate([state.slots, self._read_scene(state)[0]])
+        scene, memory = self._read_scene(state)
+        slots, text = Slots.concatenate([state.slots, scene]), cues.get("text")
+        if self.top is None or text is None:
+            return slots
+        check_question(self.name, text, len(slots.info), self.dim)
+        history, current = self._history(state), average(scene)
+        keys = mean_key(torch.cat([history.features, memory[:, None]], 1))
+        scores = (keys * mean_key(text[:, None])).sum(2)
+        scores = scores.masked_fill(~torch.cat([history.mask, current.mask], 1), -torch.inf)
+        top = scores.argsort(dim=1, descending=True, stable=True)[:, : self.top]
+        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, top, True) & scores.isfinite()
+        spans, second = torch.cat([history.seconds, current.seconds], 1)[:, None], slots.seconds[..., :1]
+        kept = ((spans[..., 1] <= second) & (second <= spans[..., 2]) & chosen[:, None]).any(2)
+        return Slots(slots.features, slots.info.masked_fill(~kept[..., None], 0))
 
     def _scene(self, state: MemoryState) -> Slots:
         return Slots(state.stats["scene"], state.stats["scene_info"])

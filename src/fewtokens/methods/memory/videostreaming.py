@@ -43,6 +43,7 @@ class VideoStreaming(Memory):
     """
 
     learned = True
+    optional_cues = ("text",)
     spare = 1
     paper = "VideoStreaming, arXiv 2405.16009"
     license = "written from the paper; no code was found"

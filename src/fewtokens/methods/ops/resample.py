@@ -241,11 +241,14 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """The embeddings of the tokens' positions, [B,N,C]."""
-        _, H, W = tokens.grid.shape
-        scale = torch.tensor([1.0, PARTS / H, PARTS / W], device=tokens.device)
-        middle = torch.tensor([0.0, 0.5, 0.5], device=tokens.device)
-        rates = 10_000.0 ** (-torch.arange(_WAVES, device=tokens.device) / _WAVES)
-        angles = (((tokens.positions + middle) * scale)[..., None] * rates).flatten(2)
+        return self.embed(tokens.positions, tokens.grid.H, tokens.grid.W)
+
+    def embed(self, positions: Tensor, H: int, W: int) -> Tensor:
+        """The embeddings [B,N,C] of positions [B,N,3] (t, y, x) in frames of H x W cells."""
+        scale = torch.tensor([1.0, PARTS / H, PARTS / W], device=positions.device)
+        middle = torch.tensor([0.0, 0.5, 0.5], device=positions.device)
+        rates = 10_000.0 ** (-torch.arange(_WAVES, device=positions.device) / _WAVES)
+        angles = (((positions + middle) * scale)[..., None] * rates).flatten(2)
         return self.layer(torch.cat([angles.sin(), angles.cos()], 2).to(self.layer.weight.dtype))
 
 
