@@ -32,12 +32,12 @@ class FreeVideoLlm(Resampler):
     vector of a frame is the mean of its cells. In CLIP, the similarity of patches is inverted (see `cdpruner`):
     relevance="negative" changes its sign for the boxes.
 
-    Differences from the published code. It centers the box on the mean of the top cells, a share `roi` of all, which is
-    nearly the center of the frame whatever the question (center="mean"); by default, the center is weighted by how far
-    a cell's similarity is above the mean, and not rounded down. It pools the cells in raster order, which pairs columns only if their number
-    is even, and reads the result as half the rows and all columns, where pairs of columns leave all rows and half the
-    columns. It puts the streams one after the other; here the tokens are ordered by time, and those of a frame by
-    stream: fast, middle, slow.
+    Differences from the published code. It centers the box on the mean of the top cells, a share `roi` of all, rounded
+    down, which is nearly the center of the frame whatever the question (center="mean"); by default, the center is
+    weighted by how far a cell's similarity is above the mean. It pools the cells in raster order, which pairs columns
+    only if their number is even, and reads the result as half the rows and all columns, where pairs of columns leave
+    all rows and half the columns. It puts the streams one after the other; here the tokens are ordered by time, and
+    those of a frame by stream: fast, middle, slow.
 
     Attribution: a pooled token is attributed equally to the cells that it pools. There is a T x m x n array of weights,
     for n cells per frame and the m tokens that a frame has if it is in all streams.
