@@ -39,7 +39,7 @@ _METHODS = (
     "f2c", "quota", "kffocus", "dcode", "timemarker", "intp", "videoitg", "sevila", "koala",
     "ring", "reservoir", "halving", "tome_cap", "kmeans_cap", "moviechat", "videoscan", "videollamb",
     "tdc", "videostreaming", "video_xl_pro", "vidcompress",
-    "free_video_llm", "dcode_tokens",
+    "free_video_llm", "dcode_tokens", "b_vllm", "iva", "marc",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 

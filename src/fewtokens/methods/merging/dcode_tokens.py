@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan, top_mask
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.groups import plan_from_groups, split_groups
+from fewtokens.methods.ops.leaders import first_similar
 
 # Pairs of tokens that are compared at a time (64 MiB in float32).
 _MAX_PAIRS = 1 << 24
@@ -56,25 +56,3 @@ class DcodeTokens(Reducer):
         parts = zip(x.split(step), kept.split(step), strict=True)
         dest = torch.cat([first_similar(rows, among, self.tau) for rows, among in parts])
         return plan_from_groups(dest, slot, group, tokens)
-
-
-def first_similar(x: Tensor, kept: Tensor, tau: float) -> Tensor:
-    """Returns the token that each token joins, int64 [R,n]; itself if it joins no other, -1 if it is not kept.
-
-    Args:
-        x: unit vectors [R,n,C].
-        kept: bool [R,n].
-        tau: minimum cosine to the token that is joined.
-    """
-    n = x.shape[1]
-    earlier = torch.ones(n, n, dtype=torch.bool, device=x.device).tril(-1)
-    near = (x @ x.transpose(1, 2) >= tau) & earlier & kept[:, None]
-    leads, open_ = torch.zeros_like(kept), kept
-    # Each pass decides at least the first undecided token of a row; usually a few passes decide all.
-    while bool(open_.any()):
-        open_ = open_ & ~(near & leads[:, None]).any(2)
-        free = open_ & ~(near & open_[:, None]).any(2)
-        leads, open_ = leads | free, open_ & ~free
-    joined = (near & leads[:, None]).to(torch.uint8).argmax(2)
-    own = torch.arange(n, device=x.device)
-    return torch.where(leads, own, joined).masked_fill(~kept, -1)
