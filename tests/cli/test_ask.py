@@ -82,6 +82,18 @@ def test_frames_selected_by_the_model_itself(clip, tmp_path, monkeypatch):
     assert "the sizes that quota chooses are ignored" in done.stderr
 
 
+def test_questions_in_parts(clip, model):
+    words = (clip, FIRST, "--model", model, "--with", FEW, "--frames", 6, "--max-new-tokens", 5, "--decompose", 2)
+    done = ask(*words)
+    (row,) = json.loads(ask(*words, "--json").stdout)["answers"]
+    assert row["calls"] == len(row["parts"]) + 2 and row["visual_tokens"] == 5
+    assert row["all_prompt_tokens"] > row["prompt_tokens"] and row["all_seconds"] > row["first_token_seconds"]
+    assert done.stdout == row["answer"] + "\n"
+    assert f"{row['calls']} calls of the model, {row['all_prompt_tokens']} tokens in their prompts" in done.stderr
+    assert "--decompose must be at least 1" in ask(*words[:-1], 0, code=2).stderr
+    assert "--decompose and --compare cannot be combined" in ask(*words, "--compare", code=2).stderr
+
+
 def test_an_image(tmp_path):
     from tests.llm.test_messages import picture, save_with_images
 

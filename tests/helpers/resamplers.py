@@ -26,6 +26,8 @@ SPECS = {
     "pvc": "pvc(2, repeat=3, num_layers=2, heads=2)",
     "vista_llama": "vista_llama('3/frame', num_layers=2, heads=2)",
     "langdc": "langdc(4, frames=2, side=2, vocabulary=9, num_layers=2, heads=2)",
+    "b_vllm": f"b_vllm(3, tokens=4, text_dim={D}, num_layers=2, heads=2)",
+    "iva": "iva(2, hidden=7)",
     "linvt": f"linvt(5, text_dim={D}, selected=14, scales=(1, 3), num_layers=2, heads=2)",
 }
 GUIDED = [name for name, spec in SPECS.items() if "text_dim" in spec]

@@ -101,6 +101,10 @@ VARIANTS = [
     "langdc(5, frames=3, side=2, vocabulary=3, num_layers=1)",
     "tail_drop('3/frame')",
     "tail_drop(20)",
+    "dcode_tokens(0.7, tau=0.1)",
+    "b_vllm(20, tokens=3, num_layers=1)",
+    "marc(1, by='typical', alpha=0.0)",
+    "free_video_llm(2, middle=2, fast=3, side=2, roi=0.4, center='mean', relevance='negative')",
 ]
 # `test_memory.py` has the laws of memories.
 NAMES = [name for name in registry.names() if name not in folder("memory")]

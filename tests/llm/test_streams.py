@@ -22,8 +22,8 @@ from fewtokens.train.video_llm import add_lora
 from tests.llm.test_composed import QUESTIONS, Items, batch, build, conversations, parts  # noqa: F401
 
 FEW = "uniform(keep=4)"
-GATED = ("slow_fast", "crosslmm")
-EVERY = {name: f"{name}(every=1)" for name in PRESETS}
+GATED = ("slow_fast", "crosslmm", "iva")
+EVERY = {name: f"{name}(every=1)" for name in PRESETS} | {"iva": "iva(every=1, keep=2)"}
 
 
 def pair(parts, streams):
@@ -92,7 +92,7 @@ class TestPresets:
         # The gate decides: opened, it changes the logits.
         assert not torch.equal(base(**inputs).logits, open_gates(two)(**inputs).logits)
 
-    @pytest.mark.parametrize("name", ["slow_fast", "vista_llama", "vamba"])
+    @pytest.mark.parametrize("name", ["slow_fast", "vista_llama", "vamba", "iva"])
     def test_only_text_rows_change(self, parts, name):
         base, two = pair(parts, f"{name}(every=2)")
         assert two.streams.layers == [0]
@@ -246,10 +246,14 @@ class TestPresets:
         assert not two.language_model.layers[1].self_attn.o_proj._forward_pre_hooks
 
     def test_specs(self):
-        assert parse("slow_fast") == ("slow_fast", 8)
-        assert parse(" vamba( every = 3 ) ") == ("vamba", 3)
+        assert parse("slow_fast") == ("slow_fast", 8, None)
+        assert parse(" vamba( every = 3 ) ") == ("vamba", 3, None)
+        assert parse("iva") == ("iva", 4, 8) and parse("iva(keep=2)") == ("iva", 4, 2)
+        assert parse("iva( every=2, keep = 3)") == ("iva", 2, 3)
         for wrong, message in (
-            ("fast", "must be one of slow_fast, crosslmm, vista_llama, vamba"),
+            ("fast", "must be one of slow_fast, crosslmm, vista_llama, vamba, iva"),
+            ("vamba(keep=2)", "keep has no effect in vamba"),
+            ("iva(keep=0)", "at least 1"),
             ("vamba(every=0)", "at least 1"),
             ("vamba(layers=3)", "write it like"),
             ("vamba(", "write it like"),
@@ -330,6 +334,49 @@ class TestCrossLMM:
             text = ~visual[b]
             expected[b, text] += torch.tanh(block.text_gate) * read(block.text, plain[0][b, text], b)
         torch.testing.assert_close(actual[0], expected, rtol=1e-4, atol=1e-5)
+
+
+class TestIva:
+    def test_a_row_reads_its_frames(self, parts):
+        """The output of the first layer's attention, recomputed head by head, over the cells of two of four frames."""
+        base, two = pair(parts, "iva(every=2, keep=2)")
+        open_gates(two)
+        inputs = batch(two)
+        before, output, normed = [], [], []
+        attention, block = two.language_model.layers[0].self_attn, two.streams.blocks[0]
+        with recording(base.language_model.layers[0].self_attn, before):
+            base(**inputs)
+        with recording(attention, output), recording(attention, normed, inputs=True):
+            two(**inputs)
+        visual = two.compress(inputs).layout.visual
+        slow = two.language_model.layers[0].input_layernorm(slow_of(two, inputs))
+        chosen = set()
+        for b, i in ((0, 0), (1, 7), (2, 9)):
+            assert not visual[b, i]
+            query = block.cross.q_proj(normed[0][b, i]).view(4, 6)
+            keys = block.cross.k_proj(slow[b]).view(16, 2, 6).repeat_interleave(2, 1)
+            values = block.cross.v_proj(slow[b]).view(16, 2, 6).repeat_interleave(2, 1)
+            logits = torch.einsum("hd,shd->hs", query, keys)
+            best = logits.view(4, 4, 4).mean((0, 2)).topk(2).indices
+            chosen.add(tuple(sorted(best.tolist())))
+            cells = torch.cat([torch.arange(4) + 4 * t for t in best.tolist()])
+            weights = (logits[:, cells] / 6**0.5).softmax(1)
+            found = block.cross.o_proj(torch.einsum("hs,shd->hd", weights, values[cells]).flatten())
+            torch.testing.assert_close(output[0][b, i], before[0][b, i] + math.tanh(0.7) * found, rtol=1e-4, atol=1e-5)
+        assert len(chosen) > 1
+
+    def test_only_its_frames_receive_a_gradient(self, parts):
+        _, two = pair(parts, "iva(every=2, keep=1)")
+        block, layer = open_gates(two).streams.blocks[0], two.language_model.layers[0]
+        generator = torch.Generator().manual_seed(0)
+        slow = torch.randn(1, 16, 24, generator=generator, requires_grad=True)
+        row = torch.randn(1, 1, 24, generator=generator)
+        entry, _ = block.read(layer, slow)
+        seen = block.frames_of(layer.self_attn, row, entry[0], 4)
+        block.cross(layer.self_attn, row, *entry, mask=seen).square().sum().backward()
+        used = slow.grad[0].abs().sum(1).view(4, 4) > 0
+        assert used.all(1).sum() == 1 and used.sum() == 4
+        assert block.frames_of(layer.self_attn, row, entry[0], 1) is None  # not more frames than it reads
 
 
 class TestVistaLlama:

@@ -99,12 +99,13 @@ class SessionOptions:
     "fewtokens ask clip.mp4 'What happens?' --model Qwen/Qwen2.5-VL-3B-Instruct",
     "fewtokens ask clip.mp4 'What happens?' --model models/smolvlm2 --with \"evs(keep=0.25)\" --frames 16 --compare",
     "fewtokens ask clip.mp4 --questions questions.txt --model run/model --json",
+    "fewtokens ask clip.mp4 'Why does she leave?' --model Qwen/Qwen2.5-VL-3B-Instruct --decompose 4",
     "fewtokens ask --stream camera.mp4 'What happened so far?' --model Qwen/Qwen2.5-VL-3B-Instruct",
     "fewtokens ask --stream rtsp://camera/1 --trigger 0.05 --with \"videoscan(cap=64)\" --model models/smolvlm2",
     modes=(
         Mode(
             "stream", lambda values: values["stream"] is not None,
-            ("frames", "compare", "select", "scorer"), "have no effect with --stream",
+            ("frames", "compare", "select", "scorer", "decompose"), "have no effect with --stream",
         ),
         Mode(
             "no stream", lambda values: values["stream"] is None, ("trigger", "snapshot", "resume"),
@@ -142,6 +143,15 @@ def ask(
             "--compare", help="Also answer with all tokens, and compare costs and answers.", rich_help_panel=OUTPUT
         ),
     ] = False,
+    decompose: Annotated[
+        int | None,
+        typer.Option(
+            "--decompose",
+            metavar="K",
+            help="The model first writes up to K simpler questions and answers them: up to K + 2 calls per question.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a video language model about a video, with few visual tokens.
@@ -176,6 +186,10 @@ def ask(
         raise ValueError("--frames and --fps cannot be combined with --select")
     if selecting.select is None and selecting.scorer is not None:
         raise ValueError("--scorer requires --select")
+    if decompose is not None and compare:
+        raise ValueError("--decompose and --compare cannot be combined")
+    if decompose is not None and decompose < 1:
+        raise ValueError(f"--decompose must be at least 1, got {decompose}")
     selects = selection_of(selecting, prompts[0], run, session=True)
     if selects and selects["select"].sizes:
         note("note:", f"the sizes that {selects['select'].name} chooses are ignored; all frames have full size")
@@ -190,6 +204,9 @@ def ask(
             if len(prompts) > 1 and not as_json:
                 say(None)
                 out.print(f"\n[bold]{escape(question)}[/bold]", soft_wrap=True, highlight=False)
+            if decompose is not None:
+                rows.append(_answer_in_parts(few, path, question, method.spec, max_new_tokens, decompose, as_json, say))
+                continue
             if full is None:
                 rows.append(_answer(few, path, question, method.spec, max_new_tokens, False, as_json, say))
                 continue
@@ -354,12 +371,56 @@ def _answer(
     answer = session.ask(video, question, max_new_tokens, None if quiet else show, memory=memory)
     if not quiet:
         show("\n")
+        _print_cost(answer)
+    return _row(name, question, answer)
+
+
+def _answer_in_parts(
+    session: Session,
+    video: Path,
+    question: str,
+    name: str,
+    max_new_tokens: int,
+    parts: int,
+    quiet: bool,
+    say: Callable[[str | None], None],
+) -> dict[str, Any]:
+    """Answers one question by way of up to `parts` simpler ones; prints all of them, unless `quiet`."""
+    from fewtokens.llm import ask_in_parts
+
+    def show(text: str) -> None:
+        say(None)
+        write(text)
+
+    def show_part(simpler: str, answer: str) -> None:
+        say(None)
+        log.print(f"{escape(simpler)} {escape(answer)}", soft_wrap=True, highlight=False)
+
+    shown = (None, None) if quiet else (show, show_part)
+    found = ask_in_parts(session, video, question, parts, max_new_tokens, *shown)
+    if not quiet:
+        show("\n")
+        _print_cost(found.answer)
         log.print(
-            f"{answer.tokens} visual tokens of {answer.cells}{_in_last_layer(answer)}, first token after "
-            f"{answer.first_token:.2f} s",
+            f"{len(found.calls)} calls of the model, {found.prompt_tokens} tokens in their prompts, "
+            f"{found.prompt_tokens / found.answer.prompt_tokens:.1f} times those of the last one, "
+            f"{found.seconds:.2f} s",
             highlight=False,
         )
-    return _row(name, question, answer)
+    return _row(name, question, found.answer) | {
+        "parts": [{"question": simpler, "answer": answer.text} for simpler, answer in found.parts],
+        "calls": len(found.calls),
+        "all_prompt_tokens": found.prompt_tokens,
+        "all_seconds": found.seconds,
+    }
+
+
+def _print_cost(answer: Answer) -> None:
+    log.print(
+        f"{answer.tokens} visual tokens of {answer.cells}{_in_last_layer(answer)}, first token after "
+        f"{answer.first_token:.2f} s",
+        highlight=False,
+    )
 
 
 def _in_last_layer(answer: Answer) -> str:

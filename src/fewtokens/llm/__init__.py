@@ -24,6 +24,7 @@ from fewtokens.llm.backends.base import BACKENDS, Backend, backend_of, register_
 from fewtokens.llm.backends.rows import RowLayout, VisualFeatures
 from fewtokens.llm.composed import ComposedVideoLLM
 from fewtokens.llm.compress import compress, compress_inputs
+from fewtokens.llm.decompose import Decomposed, ask_in_parts
 from fewtokens.llm.embeds import Embeds, embeds
 from fewtokens.llm.families import FAMILIES, Family
 from fewtokens.llm.layout import Layout
@@ -42,6 +43,7 @@ __all__ = [
     "Attached",
     "ComposedVideoLLM",
     "Compressed",
+    "Decomposed",
     "Backend",
     "Family",
     "RowLayout",
@@ -54,6 +56,7 @@ __all__ = [
     "Layout",
     "VideoLLM",
     "VisualFeatures",
+    "ask_in_parts",
     "attach",
     "compress",
     "compress_inputs",

@@ -6,6 +6,7 @@ video = fewtokens.read("film.mp4", select="sevila", question="Who opens it?", sc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -78,11 +79,21 @@ class ModelScorer(Scorer):
             frames: uint8 [n,3,h,w], each in its own prompt.
             text: the text of the prompts.
         """
-        start = torch.zeros(1, dtype=torch.float64)
-        videos = [Video(frame[None], start) for frame in frames]
         # All prompts have the same length, so that none is padded.
-        inputs = self.processor(self.model, videos, [text] * len(videos))
+        inputs = frame_prompts(self.model, self.processor, frames, [text] * len(frames))
         return self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float().cpu()
+
+
+def frame_prompts(model: Any, processor: Processor, frames: Tensor, texts: Sequence[str]) -> dict[str, Any]:
+    """Returns the inputs of a model for prompts about one frame each, which is the only one of a video, at second 0.
+
+    Args:
+        model, processor: as `fewtokens.llm.load` returns them.
+        frames: uint8 [n,3,h,w].
+        texts: n texts.
+    """
+    start = torch.zeros(1, dtype=torch.float64)
+    return processor(model, [Video(frame[None], start) for frame in frames], list(texts))
 
 
 def yes_probability(logits: Tensor, yes: Tensor, no: Tensor) -> Tensor:

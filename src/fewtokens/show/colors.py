@@ -40,6 +40,7 @@ _METHODS = (
     "ring", "reservoir", "halving", "tome_cap", "kmeans_cap", "moviechat", "videoscan", "videollamb",
     "tdc", "videostreaming", "video_xl_pro", "vidcompress", "token_turing_memory", "ma_lmm", "lion_fs",
     "videollm_mod",
+    "free_video_llm", "dcode_tokens", "b_vllm", "iva", "marc",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 

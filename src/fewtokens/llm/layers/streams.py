@@ -8,6 +8,7 @@ The presets differ in which rows read the slow tokens, and how:
     slow_fast    text rows add gated cross-attention with the layer's own queries
     crosslmm     fast tokens read the slow ones before a layer, text rows after it
     vista_llama  no slow tokens: text rows see the fast ones at the same distance everywhere
+    iva          text rows add gated cross-attention to the frames that each finds most relevant
     vamba        text rows average self-attention and cross-attention; a Mamba-2 mixer updates the slow tokens
 
 They are modules with forward hooks on the decoder layers. The slow tokens do not depend on the text, so that their keys
@@ -50,11 +51,13 @@ class Prompt:
     Attributes:
         slow: [B,S,D], all visual tokens of each prompt, at the hidden size of the language model.
         visual: bool [B,L], the columns of the prompt that contain fast tokens.
+        frames: T, the number of frames of each video; the slow tokens of a frame are next to one another.
         entries: what each block reads, such as keys and values [B,heads,S,d]; empty before the first pass.
     """
 
     slow: Tensor
     visual: Tensor
+    frames: int = 1
     entries: list[list[Tensor]] = field(default_factory=list)
     _repeated: Prompt | None = None
 
@@ -72,6 +75,7 @@ class Prompt:
             self._repeated = Prompt(
                 self.slow.repeat_interleave(times, 0),
                 self.visual.repeat_interleave(times, 0),
+                self.frames,
                 [[tensor.repeat_interleave(times, 0) for tensor in entry] for entry in self.entries],
             )
         return self._repeated
@@ -221,10 +225,15 @@ class CrossAttention(nn.Module):
         """Returns keys and values of the slow tokens [B,S,D]."""
         return keys_and_values(layer, slow, self.k_proj, self.v_proj)
 
-    def forward(self, attention: Any, normed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Returns [B,m,D] for rows [B,m,D] after the norm of their layer, whose self-attention is `attention`."""
+    def forward(
+        self, attention: Any, normed: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """Returns [B,m,D] for rows [B,m,D] after the norm of their layer, whose self-attention is `attention`.
+
+        `mask`: bool [B,1,m,S], the slow tokens that each row sees; None for all.
+        """
         queries = heads(attention, "q", normed.to(self.q_proj.weight.dtype), self.q_proj)
-        return self.o_proj(cross_attention(queries, keys, values, scale=attention.scaling))
+        return self.o_proj(cross_attention(queries, keys, values, scale=attention.scaling, mask=mask))
 
 
 class CrossLMM(Block):
@@ -257,6 +266,50 @@ class CrossLMM(Block):
         rows = take(hidden, current.text)
         found = self.text(layer.self_attn, layer.input_layernorm(rows), *entry[2:])
         return put(hidden, current.text, rows + self.text_gate.tanh() * found)
+
+
+class Iva(Block):
+    """Text rows += tanh(g) cross-attention to the slow tokens of the `keep` frames that each finds most relevant.
+
+    The relevance of a frame for a row is the mean logit of its tokens: the product of the row's queries, averaged over
+    heads, and the mean key of the frame. So the attention itself trains the selection. g is 0 at the start, so that the
+    model is unchanged. Interactive Visual Adapter (arXiv 2402.13546), whose code is not published: there the states of
+    the instruction select the frames; here each row selects its own, so that rows do not depend on later ones.
+    """
+
+    every: ClassVar[int] = 4
+    keep: int = 8
+
+    def __init__(self, layer: Any, *, last: bool) -> None:
+        super().__init__(layer, last=last)
+        self.cross = CrossAttention(layer)
+        self.gate = nn.Parameter(self.cross.o_proj.weight.new_zeros(1))
+
+    def read(self, layer: Any, slow: Tensor) -> tuple[list[Tensor], Tensor]:
+        return self.cross.read(layer, slow), slow
+
+    def attended(self, output: Tensor, attention: Attention, entry: list[Tensor], current: Pass) -> Tensor:
+        normed = take(attention.hidden, current.text)
+        seen = self.frames_of(attention.module, normed, entry[0], current.prompt.frames)
+        found = self.cross(attention.module, normed, *entry, mask=seen)
+        return put(output, current.text, take(output, current.text) + self.gate.tanh() * found)
+
+    @torch.no_grad()
+    def frames_of(self, module: Any, normed: Tensor, keys: Tensor, frames: int) -> Tensor | None:
+        """Returns the slow tokens of the frames that rows [B,m,D] select, bool [B,1,m,S]; None for all.
+
+        Args:
+            module: the self-attention of the layer.
+            keys: [B,groups,S,d], of the slow tokens of T frames.
+        """
+        if frames <= self.keep:
+            return None
+        queries = heads(module, "q", normed.to(self.cross.q_proj.weight.dtype), self.cross.q_proj)
+        queries = queries.unflatten(1, (keys.shape[1], -1)).mean(2)
+        means = keys.unflatten(2, (frames, -1)).mean(3)
+        score = (queries.float() @ means.float().transpose(2, 3)).mean(1)  # [B,m,T]
+        seen = torch.zeros_like(score, dtype=torch.bool).scatter(2, score.topk(self.keep, 2).indices, True)
+        return seen.repeat_interleave(keys.shape[2] // frames, 2)[:, None]
 
 
 class VistaLlama(Block):
@@ -330,7 +383,7 @@ class Vamba(Block):
 
 
 PRESETS: dict[str, type[Block]] = {
-    "slow_fast": SlowFast, "crosslmm": CrossLMM, "vista_llama": VistaLlama, "vamba": Vamba,
+    "slow_fast": SlowFast, "crosslmm": CrossLMM, "vista_llama": VistaLlama, "vamba": Vamba, "iva": Iva,
 }  # fmt: skip
 """The presets of `Streams` by name."""
 
@@ -340,7 +393,8 @@ class Streams(nn.Module):
 
     Args:
         text: the language model without its head; the hooks stay on its layers.
-        spec: a preset of `PRESETS`, or with the distance between its layers: "slow_fast" or "slow_fast(every=4)".
+        spec: a preset of `PRESETS`, or with the distance between its layers: "slow_fast" or "slow_fast(every=4)"; for
+            "iva" also the number of frames that a row reads: "iva(every=4, keep=8)".
 
     Attributes:
         spec: the complete spec.
@@ -353,12 +407,15 @@ class Streams(nn.Module):
 
     def __init__(self, text: Any, spec: str) -> None:
         super().__init__()
-        name, every = parse(spec)
+        name, every, keep = parse(spec)
         check_layers(text)
-        self.spec = f"{name}(every={every})"
+        self.spec = f"{name}(every={every})" if keep is None else f"{name}(every={every}, keep={keep})"
         self.layers = list(range(0, len(text.layers), every))
         kind = PRESETS[name]
         self.blocks = nn.ModuleList([kind(text.layers[index], last=index == self.layers[-1]) for index in self.layers])
+        for block in self.blocks:
+            if isinstance(block, Iva) and keep is not None:
+                block.keep = keep
         self.prompt: Prompt | None = None
         text.register_forward_pre_hook(self._begin, with_kwargs=True)
         text.register_forward_hook(self._end, with_kwargs=True)
@@ -387,7 +444,7 @@ class Streams(nn.Module):
             raise ValueError("the features of this prompt do not include the slow tokens; pass its frames or cells")
         if [video.row for video in layout.videos] != list(range(len(layout.visual))):
             raise ValueError("a model with two streams requires one video in each prompt of a batch")
-        self.prompt = Prompt(slow, layout.visual)
+        self.prompt = Prompt(slow, layout.visual, layout.videos[0].tokens.grid.T)
         try:
             yield
         finally:
@@ -494,22 +551,27 @@ def check_layers(text: Any) -> None:
             raise unsupported(f"the attention of decoder layers consists of {', '.join(sorted(own))}")
 
 
-def parse(spec: str) -> tuple[str, int]:
-    """Returns the preset of a spec and the distance between its layers.
+def parse(spec: str) -> tuple[str, int, int | None]:
+    """Returns the preset of a spec, the distance between its layers, and the frames that a row of `Iva` reads.
 
     Raises:
         ValueError: the spec cannot be parsed, or names no preset.
     """
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*(?:every\s*=\s*(\d{1,4})\s*)?\)\s*)?", spec)
-    if match is None:
+    number = r"\s*(?:(\w+)\s*=\s*(\d{1,4})\s*)"
+    match = re.fullmatch(rf"\s*(\w+)\s*(?:\({number}?(?:,{number})?\)\s*)?", spec)
+    values = {} if match is None else {key: int(value) for key, value in (match.group(2, 3), match.group(4, 5)) if key}
+    if match is None or not values.keys() <= {"every", "keep"}:
         raise ValueError(f"cannot read streams {spec[:80]!r}; write it like 'slow_fast' or 'slow_fast(every=4)'")
     name = match[1]
     if name not in PRESETS:
         raise ValueError(f"streams must be one of {', '.join(PRESETS)}, got {name[:80]!r}")
-    every = PRESETS[name].every if match[2] is None else int(match[2])
-    if every < 1:
-        raise ValueError(f"streams: every must be at least 1, got {every}")
-    return name, every
+    if "keep" in values and PRESETS[name] is not Iva:
+        raise ValueError(f"streams: keep has no effect in {name}")
+    for key, value in values.items():
+        if value < 1:
+            raise ValueError(f"streams: {key} must be at least 1, got {value}")
+    keep = values.get("keep", Iva.keep) if PRESETS[name] is Iva else None
+    return name, values.get("every", PRESETS[name].every), keep
 
 
 def copy_linear(source: Any) -> nn.Linear:

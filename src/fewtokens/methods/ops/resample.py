@@ -201,9 +201,15 @@ class QueryLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim) if cross else nn.Identity()
         self.mlp, self.norm3 = feed_forward(dim), nn.LayerNorm(dim)
 
-    def forward(self, queries: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns new queries [B,M,C] and their attention to x, [B,M,N], or None without cross-attention."""
-        queries = self.norm1(queries + self.attention(queries, queries))
+    def forward(
+        self, queries: Tensor, x: Tensor, mask: Tensor, text: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns new queries [B,M,C] and their attention to x, [B,M,N], or None without cross-attention.
+
+        `text`: rows [B,L,C] to which the queries also attend, next to one another.
+        """
+        seen = queries if text is None else torch.cat([queries, text], 1)
+        queries = self.norm1(queries + self.attention(queries, seen))
         attention = None
         if self.cross is not None:
             mixed, attention = self.cross.attend(queries, x, mask)

@@ -12,7 +12,8 @@ class Sevila(FrameSelector):
     The localizer of SeViLA (arXiv 2305.06988), its selection: the scorer is meant to be the video language model itself
     (`scorer="model"`, see `fewtokens.llm.ModelScorer`), which then answers from these frames; any other one works too.
     SeViLA ranks by the logit of "yes", which is not comparable between frames; that scorer relates it to "no". Equal
-    scores are resolved evenly over the video. The training of the localizer by the answerer is not implemented.
+    scores are resolved evenly over the video. `fewtokens train video-llm --objective sevila` trains the localizer by
+    the answers of the answerer.
 
     Args:
         keep: number of frames (int), or fraction of the candidates (float). Default: 4, as published.
