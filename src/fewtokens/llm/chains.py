@@ -18,7 +18,7 @@ from fewtokens.core.pipeline import Pipeline
 
 # For methods that cannot act before the language model, by stage.
 _REMEDIES = {
-    "frames": "it selects the frames that are read: select= of a Session, --select of ask",
+    "frames": "it selects the frames that are read: select= of a Session or of attach, --select of ask",
     "llm": "it acts inside the language model; use `with attach(model, ...)`, or a Session",
 }
 

@@ -239,4 +239,6 @@ def _remember(recent: Recent, key: _Key | None, text: str | None, length: int, m
     if key is None:
         return make()
     on_disk = key.disk
-    return recent.get((key.memory, text), make if on_disk is None else lambda: stored(f"{on_disk} {text}", length, make))
+    return recent.get(
+        (key.memory, text), make if on_disk is None else lambda: stored(f"{on_disk} {text}", length, make)
+    )

@@ -29,9 +29,7 @@ def url(path: Path) -> str:
 
 
 @contextmanager
-def open_stream(
-    path: Path, video_stream: int | None, draft: int | None = None
-) -> Iterator[tuple[Any, Any, Any]]:
+def open_stream(path: Path, video_stream: int | None, draft: int | None = None) -> Iterator[tuple[Any, Any, Any]]:
     """Opens a video file; yields the PyAV container, the video stream and its decoder.
 
     The decoder uses one thread. With several, neither its recovery from errors nor the frames that it marks as corrupt
