@@ -101,7 +101,7 @@ if __name__ == "__main__":
         "python benchmarks/memory_speed.py",
         {f"A frame of {features.shape[1]} tokens, {features.shape[2]} channels": rows},
         notes="Milliseconds of the processor, one thread. `push` is the mean, which includes the frames at which "
-        "a step is complete and slots are merged; `tenths` is the range from the lowest to the highest tenth of the pushes. "
-        "`encoding` is the median of the same frame through DINOv2-small (ViT-S/14), in turn with the pushes.",
+        "a step is complete and slots are merged; `tenths` is the range from the lowest to the highest tenth of the "
+        "pushes. `encoding` is the median of the same frame through DINOv2-small (ViT-S/14), in turn with the pushes.",
         digits=3,
     )

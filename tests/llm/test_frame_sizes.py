@@ -102,6 +102,9 @@ def test_methods_reduce_what_is_left(family):
     session = Session(model, processor, "kmeans(keep=8)", 8)
     assert session.ask(CLIP, FIRST, 2).tokens == session.ask(CLIP, "what else", 2).tokens == 8
     assert session.unreduced().ask(CLIP, FIRST, 2).tokens == all_of
+    if family in IN_RUNS:
+        each = Session(model, processor, "uniform(keep='2/frame')", 8).ask(CLIP, FIRST, 2)
+        assert each.tokens == sum(steps * min(2, rows * columns) for steps, rows, columns in each.sizes)
 
 
 def test_a_method_that_needs_frames_of_one_size():

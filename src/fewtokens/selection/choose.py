@@ -118,7 +118,8 @@ def make_chooser(
     def choose(footage: Footage) -> Choice:
         index = candidate_frames(selector, footage.times, footage.keyframes)
         thumbnails = footage.thumbnails(index, loaded.size, near)
-        key = None if footage.name == "array" else _Key.of(footage, thumbnails, loaded)
+        cached = footage.name != "array" and {"features", "relevance"} & set(selector.needs)
+        key = _Key.of(footage, thumbnails, loaded) if cached else None
         selection = _select(selector, footage.times[index], thumbnails, question, loaded, key)
         arguments = {"select": selector.spec, "question": question, "scorer": name, **({"near": near} if near else {})}
         selection = among(selection, index)
@@ -206,7 +207,7 @@ def _select(
     relevance = None
     if "relevance" in selector.needs:
         text = question if scorer.needs_question or "question" in selector.needs else None
-        relevance = _remember(SCORES, key, f"question {text}", len(times), score)
+        relevance = _remember(SCORES, key, f"question {text!r}", len(times), score)
     compared = features()[which] if "features" in selector.needs else None
     return selector.select(times, thumbnails, question=question, relevance=relevance, features=compared)
 
