@@ -6,8 +6,8 @@ Needs real/long/real_mix.mp4 of the data folder: 670 s of 123 real scenes with k
 minute at 1280x720 and 30 frames per second (H.264, a keyframe every 2 s), whose packets are repeated 60 times; it is
 kept in the system's temporary folder. Seconds are of the processor, so that other work counts little; about four
 minutes of them. Expected: selectors on keyframes, or on one candidate per second whose thumbnail is that of a keyframe
-within 1 s (`near`), at least 10 times faster than decoding all; on one thumbnail per second of its own two to three
-times, since half of the frames of the codec lead to them.
+within 1 s (`near`), at least 10 times faster than decoding all; with a separate thumbnail for each candidate two to
+three times, since half of the frames of the codec lead to them.
 """
 
 from __future__ import annotations

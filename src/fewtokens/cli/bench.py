@@ -201,7 +201,7 @@ def bench(
     its tokens down to it; its row reads "METHOD + tome". A row with more tokens than the budget is marked.
 
     With --select, each method has a second row, "SELECTOR | METHOD", on the frames that the selector chooses. The other
-    rows are on as many evenly spaced frames. Each row is compared with the full features of its own frames, and
+    rows are on as many evenly spaced frames. Each row is compared with the full features of the same frames, and
     rank_correlation of several clips with those of the evenly spaced ones.
 
     Writes results.json, results.csv, results.md, plots and a page, index.html.

@@ -170,7 +170,7 @@ def plain_selection(selects: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_no_selector(specs: Sequence[str]) -> None:
-    """Raises ValueError if a chain starts with a method that selects frames, which is an option of its own."""
+    """Raises ValueError if a chain starts with a method that selects frames, for which there is --select."""
     from fewtokens.core import registry
 
     for spec in specs:

@@ -56,7 +56,7 @@ class Footage:
         name: path of the source, or "array".
         times: float64 [n], seconds of all frames from the start to the end that are read.
         keyframes: int64 [m], indices of the keyframes among them; None if the source has no reliable index of them.
-        stream: index of the video stream that was asked for, or None.
+        stream: index of the requested video stream, or None.
     """
 
     def __init__(
