@@ -1,4 +1,4 @@
-"""Tests never access the Hugging Face Hub."""
+"""Tests never access the Hugging Face Hub, nor the user's cache of scores."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["FEWTOKENS_CACHE"] = ""  # tests of the cache of scores set a folder
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One process per core; more threads would compete with one another.
     os.environ["OMP_NUM_THREADS"] = "1"

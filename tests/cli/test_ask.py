@@ -78,8 +78,9 @@ def test_frames_selected_by_the_model_itself(clip, tmp_path, monkeypatch):
     done = ask(*words, "--select", "sevila(keep=4, frames=6)")
     (row,) = json.loads(done.stdout)["answers"]
     assert row["cells"] == row["visual_tokens"] == 4 * 16 and "note:" not in done.stderr
-    done = ask(*words, "--select", "quota(frames=4)")
-    assert "the sizes that quota chooses are ignored" in done.stderr
+    done = ask(*words[:-1], "--select", "quota(tokens=200, frames=4)")
+    assert "encodes all frames at full size" in done.stderr and "so the vision tower saves nothing" in done.stderr
+    assert "tokens before methods, steps of several sizes: " in done.stderr
 
 
 def test_questions_in_parts(clip, model):

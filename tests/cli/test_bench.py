@@ -223,3 +223,34 @@ def test_rows_of_another_source_are_rejected(folder, tmp_path):
     assert str(tmp_path / "b" / "clip.mp4") in line
     row = json.loads((tmp_path / "o" / "results.json").read_text())["rows"][0]
     assert row["total_ms_spread"] is None  # one repeat has no spread
+
+
+def test_methods_on_selected_frames(folder):
+    """A row of each method on the frames of a selector, next to one on as many evenly spaced frames."""
+    words = ("bench", folder / "videos", "--size", 64, "--with", "tome", "--keep", "0.3", "--repeats", 1)
+    select = ("--select", "max_min_frames(keep=4, rate='all')")
+    out = folder / "selected"
+    summary = json.loads(run(*words, *select, "--out", out, "--json").stdout)["summary"]
+    by_method = {line["method"]: line for line in summary}
+    chains = [method for method in by_method if method.startswith("max_min_frames(keep=4, rate='all') | ")]
+    assert len(by_method) == 2 * len(chains) + 1
+    chain = by_method["max_min_frames(keep=4, rate='all') | tome"]
+    assert chain["tokens"] == by_method["tome"]["tokens"] < by_method["full"]["tokens"]
+    assert chain["cosine"] != by_method["tome"]["cosine"]
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert {row["frames"] for row in rows} == {4}
+    assert {row["spec"].split(" | ")[0] for row in rows if " | " in row["method"]} == {select[1]}
+    rows_before = (out / "rows.jsonl").read_bytes()
+    run(*words, *select, "--out", out)
+    assert (out / "rows.jsonl").read_bytes() == rows_before  # resumed
+    other = refused(*map(str, (*words, "--select", "uniform_frames(keep=4)", "--out", out)))
+    assert "selecting" in other
+    for more, message in (
+        (("--with", "uniform_frames | tome"), "uniform_frames selects frames; give it as --select, not in --with"),
+        ((*select, "--frames", 4), "--frames cannot be combined with --select"),
+        (("--scorer", "features"), "--scorer requires --select"),
+        (("--select", "aks"), "aks selects by relevance and requires a scorer"),
+        (("--select", "kffocus"), "kffocus chooses frames of several sizes"),
+    ):
+        line = refused("bench", str(folder / "videos"), *map(str, more), "--out", str(folder / "none"))
+        assert message in line

@@ -30,6 +30,8 @@ def test_selected_frames_are_tokenized_and_shown(clip, tmp_path):
     saved = tokens.meta["reading"]
     assert saved["select"].startswith("aks(keep=3") and (saved["question"], saved["scorer"]) == (None, "features")
     assert "skipped" in quick(*words).stderr
+    near = error_line(quick(*words, "--near", 1, code=2))
+    assert "near (0.0" in near
     other = error_line(quick("tokenize", clip, "--frames", 3, "--size", 48, "--out", out, code=2))
     assert str(out) in other and 'select ("aks(keep=3' in other
     quick("show", out, "--out", tmp_path / "a.png")
@@ -50,6 +52,7 @@ def test_selected_frames_are_tokenized_and_shown(clip, tmp_path):
         (("--select", "uniform_frames", "--frames", "3"), "--frames cannot be combined with --select"),
         (("--select", "uniform_frames", "--chunked"), "--chunked cannot be combined with --select"),
         (("--question", "a"), "--question requires --select"),
+        (("--near", "1"), "--near requires --select"),
         (("--select", "aks", "--question", "a", "--scorer", "blip"), "scorer must be 'clip:FOLDER'"),
         (("--with", "uniform_frames | tome"), "uniform_frames selects frames; give it as --select"),
     ],

@@ -105,7 +105,7 @@ class SessionOptions:
     modes=(
         Mode(
             "stream", lambda values: values["stream"] is not None,
-            ("frames", "compare", "select", "scorer", "decompose"), "have no effect with --stream",
+            ("frames", "compare", "select", "scorer", "near", "decompose"), "have no effect with --stream",
         ),
         Mode(
             "no stream", lambda values: values["stream"] is None, ("trigger", "snapshot", "resume"),
@@ -184,17 +184,22 @@ def ask(
         raise ValueError("give --frames or --fps, not both")
     if selecting.select is not None and (session.frames, session.fps) != (None, None):
         raise ValueError("--frames and --fps cannot be combined with --select")
-    if selecting.select is None and selecting.scorer is not None:
-        raise ValueError("--scorer requires --select")
+    if selecting.select is None and (selecting.scorer is not None or selecting.near):
+        raise ValueError(f"{'--near' if selecting.scorer is None else '--scorer'} requires --select")
     if decompose is not None and compare:
         raise ValueError("--decompose and --compare cannot be combined")
     if decompose is not None and decompose < 1:
         raise ValueError(f"--decompose must be at least 1, got {decompose}")
     selects = selection_of(selecting, prompts[0], run, session=True)
-    if selects and selects["select"].sizes:
-        note("note:", f"the sizes that {selects['select'].name} chooses are ignored; all frames have full size")
     with _spinner(as_json) as say, progress("questions", len(prompts), bar=False) as advance:
         few = open_session(session, method, run, say, selects)
+        if few.select is not None and few.select.sizes and not few.backend.any_size:
+            say(None)
+            note(
+                "note:",
+                f"{few.backend.name} encodes all frames at full size; their tokens are averaged afterwards to the "
+                f"sizes that {few.select.name} chooses, so the vision tower saves nothing",
+            )
         full = few.unreduced() if compare else None
         if compare:
             few.warm_up()  # otherwise only the first of the two would include it
@@ -258,6 +263,7 @@ def open_session(
         fps=options.fps,
         select=selects.get("select"),
         scorer=selects.get("scorer"),
+        near=selects.get("near", 0.0),
         layout=options.layout,
         positions=options.positions,
     )
@@ -421,6 +427,10 @@ def _print_cost(answer: Answer) -> None:
         f"{answer.first_token:.2f} s",
         highlight=False,
     )
+    if answer.sizes:
+        runs = ", ".join(f"{steps} of {rows}x{columns}" for steps, rows, columns in answer.sizes)
+        total = sum(steps * rows * columns for steps, rows, columns in answer.sizes)
+        log.print(f"{total} tokens before methods, steps of several sizes: {runs}", highlight=False)
 
 
 def _in_last_layer(answer: Answer) -> str:
@@ -431,6 +441,7 @@ def _row(name: str, question: str, answer: Answer) -> dict[str, Any]:
     return {
         "spec": name,
         **answer_row(question, answer),
+        "sizes": answer.sizes,
         **{f"{stage}_seconds": answer.seconds[stage] for stage in STAGES},
         "memory_bytes": answer.memory,
     }

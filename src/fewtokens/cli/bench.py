@@ -25,11 +25,20 @@ from fewtokens.cli.options import (
     JsonOption,
     ReadOptions,
     RunOptions,
+    SelectOptions,
     SizeOption,
     check_spec_lists,
     names_of,
 )
-from fewtokens.cli.pipelines import PATCHES, comma_separated, parse_keep, read_video
+from fewtokens.cli.pipelines import (
+    PATCHES,
+    check_no_selector,
+    comma_separated,
+    parse_keep,
+    plain_selection,
+    read_video,
+    selection_of,
+)
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import (
     append_row,
@@ -117,12 +126,24 @@ class ClipOptions:
 @verb(
     "fewtokens bench videos/ --encoder facebook/dinov2-small --frames 32 --out bench/",
     'fewtokens bench clip.mp4 --with "tome,kmeans,sttm(keep=0.1)" --keep 0.1 --out bench/',
+    'fewtokens bench film.mp4 --select "scene_changes(keep=32)" --with tome --keep 0.1 --out bench/',
     "fewtokens bench --compare before/results.json after/results.json",
     modes=(
         Mode(
             "compare", lambda values: values["compare"],
-            (*names_of(ClipOptions, EncoderOptions, BudgetOptions, RunOptions), "target", "repeats", "shown"),
+            (
+                *names_of(ClipOptions, EncoderOptions, BudgetOptions, RunOptions, SelectOptions),
+                "question", "target", "repeats", "shown",
+            ),
             "have no effect with --compare",
+        ),
+        Mode(
+            "selecting", lambda values: not values["compare"] and values["select"] is not None, ("frames", "davis"),
+            "cannot be combined with --select",
+        ),
+        Mode(
+            "not selecting", lambda values: not values["compare"] and values["select"] is None,
+            ("question", "scorer", "near"), "require --select",
         ),
         Mode(
             "without DAVIS", lambda values: not values["compare"] and values["davis"] is None, ("davis_size",),
@@ -142,6 +163,11 @@ def bench(
     run: RunOptions,
     videos: Annotated[
         list[Path] | None, typer.Argument(metavar="VIDEO_OR_FOLDER", help="Videos, or folders of videos.")
+    ] = None,
+    selecting: SelectOptions = SelectOptions(),
+    question: Annotated[
+        str | None,
+        typer.Option("--question", help="Question by which --select selects frames.", rich_help_panel=INPUT),
     ] = None,
     target: Annotated[
         Path | None,
@@ -174,6 +200,10 @@ def bench(
     uniform, fewer_frames, downsample and mean_pool are always included. If a method cannot reach a budget, tome merges
     its tokens down to it; its row reads "METHOD + tome". A row with more tokens than the budget is marked.
 
+    With --select, each method has a second row, "SELECTOR | METHOD", on the frames that the selector chooses. The other
+    rows are on as many evenly spaced frames. Each row is compared with the full features of the same frames, and
+    rank_correlation of several clips with those of the evenly spaced ones.
+
     Writes results.json, results.csv, results.md, plots and a page, index.html.
     """
     if compare:
@@ -196,11 +226,17 @@ def bench(
 
     loaded = load_encoder(encoding.encoder, device=run.device, dtype=encoding.dtype, batch=encoding.batch)
     specs = select_specs(",".join(budget.specs or ["all"]), loaded)
+    check_no_selector(specs)
+    selects = selection_of(selecting, question, run)
+    if selects and selects["select"].sizes:
+        raise ValueError(f"{selects['select'].name} chooses frames of several sizes, which bench does not compare")
+    select = selects["select"].spec if selects else None
     sources = _sources(videos or [], clip.davis)
     settings = {
         "encoder": loaded.describe(),
         "dtype": encoding.dtype or "float32",
-        "frames": clip.frames,
+        "frames": clip.frames if select is None else None,
+        **({} if select is None else {"selecting": plain_selection(selects)}),
         "size": clip.size,
         "davis_size": clip.davis_size,
         "seed": run.seed,
@@ -213,7 +249,7 @@ def bench(
     results = {
         (row["clip"], row["method"], row["keep"]): row for row in current_keys(read_rows(target / "rows.jsonl", _Row))
     }
-    requested = list(jobs([name for name, *_ in sources], specs, [k for k in budgets if k is not None]))
+    requested = list(jobs([name for name, *_ in sources], specs, [k for k in budgets if k is not None], select))
     failed: list[dict[str, str]] = []
     shown_clips = _select_shown(sources, shown)
     images: dict[str, Any] = {}
@@ -230,7 +266,9 @@ def bench(
             try:
                 if name in broken:
                     raise ValueError(broken[name])
-                item = _read(name, path, masks, clip.frames, clip.davis_size if masks else clip.size)
+                chosen = _read_selected(name, path, clip.size, selects) if selects else None
+                frames = clip.frames if chosen is None else len(chosen.frames)
+                item = _read(name, path, masks, frames, clip.davis_size if masks else clip.size)
                 if name in shown_clips:
                     images[name] = _thumbnails(item)
                 if not missing:
@@ -238,6 +276,8 @@ def bench(
                 advance(finished, title=f"{name}: encoding")
                 cache = target / "features" / f"{name}.safetensors"
                 encoded = encode(item, loaded, repeats=repeats, cache=cache)
+                cache = target / "features" / f"{name}.selected.safetensors"
+                selected = None if chosen is None else encode(chosen, loaded, repeats=repeats, cache=cache)
             except (ValueError, OSError) as error:
                 if len(sources) == 1:
                     raise
@@ -252,7 +292,12 @@ def bench(
                 finished += 1
                 advance(finished - 1, title=f"{name}: {_job_title(spec, keep)}")
                 try:
-                    results[job] = measure(encoded, loaded, spec, keep, **options)
+                    if selected is not None and select is not None and spec.startswith(f"{select} | "):
+                        rest = spec.removeprefix(f"{select} | ")
+                        row = measure(selected, loaded, rest, keep, **options | {"shown": False})
+                        results[job] = row | {"clip": name, "method": spec, "spec": f"{select} | {row['spec']}"}
+                    else:
+                        results[job] = measure(encoded, loaded, spec, keep, **options)
                 except ValueError as error:
                     # The table has no entry for a budget that the method cannot reach with this encoder.
                     fail(f"{name}, {spec} at {keep:g}: {error}")
@@ -375,6 +420,14 @@ def _read(name: str, path: Path, masks: list[Path] | None, frames: int, size: in
     return Item(name, video.frames, video.times, truth)
 
 
+def _read_selected(name: str, path: Path, size: int, selects: dict[str, Any]) -> Item:
+    """Reads the frames of a clip that a selector chooses."""
+    from fewtokens.evaluation.bench import Item
+
+    video = read_video(path, ReadOptions(size=size), None, selects)
+    return Item(name, video.frames, video.times)
+
+
 def _thumbnails(item: Item) -> tuple[Any, list[str]]:
     """Returns small copies of the frames that the page shows, with captions."""
     import torch.nn.functional as F
@@ -426,7 +479,9 @@ def _write(
     clips = len({row["clip"] for row in rows})
     # A video can be shorter than --frames; rows of earlier versions have no number of frames.
     counts = {row.get("frames") for row in rows}
-    frames_text = f"up to {settings['frames']} frames"
+    frames_text = (
+        "as many frames as the selector chose" if settings["frames"] is None else f"up to {settings['frames']} frames"
+    )
     if len(counts) == 1 and (frames := counts.pop()) is not None:
         frames_text = _count(frames, "frame")
     heading = f"Encoder {encoder}, {_count(clips, 'clip')} of {frames_text}."

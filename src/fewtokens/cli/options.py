@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewtokens.core.checks import check_device, check_dtype, check_scorer
+from fewtokens.core.checks import check_device, check_dtype, check_near, check_scorer
 from fewtokens.core.hub import check_hub_id, check_on_hub
 from fewtokens.core.network_names import parse_name
 
@@ -216,6 +216,18 @@ class SelectOptions:
         ),
         Check(check_scorer),
     ] = None
+    near: Annotated[
+        float,
+        typer.Option(
+            "--near",
+            metavar="S",
+            min=0,
+            help="With --select: the thumbnail of the nearest keyframe stands for candidates within S seconds of it, "
+            "which is faster. 0: their own.",
+            rich_help_panel=INPUT,
+        ),
+        Check(check_near),
+    ] = 0.0
 
 
 @dataclass(frozen=True)

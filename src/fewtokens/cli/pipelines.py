@@ -160,7 +160,23 @@ def selection_of(
     scorer: Any = options.scorer
     if scorer is not None and not (session and scorer == "model"):
         scorer = load_scorer(scorer, device=run.device)
-    return {"select": selector, "question": question, "scorer": scorer}
+    near = {"near": options.near} if options.near else {}
+    return {"select": selector, "question": question, "scorer": scorer, **near}
+
+
+def plain_selection(selects: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `selection_of` as plain values, for saved settings."""
+    return {name: getattr(value, "spec", getattr(value, "id", value)) for name, value in selects.items()}
+
+
+def check_no_selector(specs: Sequence[str]) -> None:
+    """Raises ValueError if a chain starts with a method that selects frames, for which there is --select."""
+    from fewtokens.core import registry
+
+    for spec in specs:
+        name = registry.parse(spec)[0][0]
+        if name in registry.selector_names():
+            raise ValueError(f"{name} selects frames; give it as --select, not in --with")
 
 
 def current_names(reading: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +188,7 @@ def with_defaults(reading: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a reading with the number of frames that is read if none is given, and what selects them, to compare."""
     given = [reading.get(name) for name in ("frames", "fps", "select")]
     frames = 16 if given == [None, None, None] else reading.get("frames")
-    return {"select": None, "question": None, "scorer": None, **reading, "frames": frames}
+    return {"select": None, "question": None, "scorer": None, "near": 0.0, **reading, "frames": frames}
 
 
 def comma_separated(texts: str | Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -34,6 +34,7 @@ from fewtokens.cli.pipelines import (
     check_reading,
     current_names,
     make_pipeline,
+    plain_selection,
     read_video,
     selection_of,
     with_defaults,
@@ -64,7 +65,10 @@ if TYPE_CHECKING:
             "selecting", lambda values: values["select"] is not None, ("frames", "fps", "chunked"),
             "cannot be combined with --select",
         ),
-        Mode("not selecting", lambda values: values["select"] is None, ("question", "scorer"), "require --select"),
+        Mode(
+            "not selecting", lambda values: values["select"] is None, ("question", "scorer", "near"),
+            "require --select",
+        ),
         PATCHES,
     ),
 )  # fmt: skip
@@ -177,8 +181,8 @@ def _tokenize_ahead(
 
     assert pipeline.encoder is not None
     request = {
-        "spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": asdict(reading) | _plain(selects),
-        "seed": seed,
+        "spec": pipeline.spec, "encoder": pipeline.encoder.describe(),
+        "reading": asdict(reading) | plain_selection(selects), "seed": seed,
     }  # fmt: skip
     tasks = (_Task(video, path, reading, selects, request, overwrite) for video, path in jobs)
     with (
@@ -279,11 +283,6 @@ def _minimum(pipeline: Pipeline, tokens: Tokens) -> str | None:
         if minimum > requested and int(tokens.count[0]) > requested:
             return f"{method.name} kept {minimum} tokens, more than the budget of {requested}: its minimum"
     return None
-
-
-def _plain(selects: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the selection of frames as plain values, for token files."""
-    return {name: getattr(value, "spec", getattr(value, "id", value)) for name, value in selects.items()}
 
 
 def _meta(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 # In the order in which "auto" prefers them.
@@ -43,6 +44,12 @@ def check_scorer(name: str) -> None:
     alone = name in ("features", "model")
     if not alone and (kind not in ("clip", "features") or not model):
         raise ValueError(f"scorer must be {SCORERS}, got {name!r}")
+
+
+def check_near(seconds: float) -> None:
+    """Raises ValueError if this is not a number of seconds between a candidate and its thumbnail."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise ValueError(f"near must be a number of seconds of at least 0, got {seconds!r}")
 
 
 def check_overlay(path: str | Path, style: str) -> None:

@@ -24,7 +24,7 @@ NEEDS = {
     "question": "the text of the question",
     "keyframes": "the keyframes of the codec as candidates",
 }
-# Thumbnails that are decoded and processed together.
+# Thumbnails that are decoded and processed together, unless they say how many (`at_once`).
 CHUNK = 256
 # Side of the pooled thumbnail in `pixel_features`.
 _SIDE = 8
@@ -269,8 +269,9 @@ def evenly_spaced(total: int, count: int) -> Tensor:
 
 def chunks(thumbnails: Thumbnails) -> Iterator[Tensor]:
     """Yields thumbnails in parts of bounded size, uint8 [n,3,h,w]."""
-    for start in range(0, len(thumbnails), CHUNK):
-        yield thumbnails[start : min(start + CHUNK, len(thumbnails))]
+    count = getattr(thumbnails, "at_once", CHUNK)
+    for start in range(0, len(thumbnails), count):
+        yield thumbnails[start : min(start + count, len(thumbnails))]
 
 
 def pixel_features(thumbnails: Thumbnails) -> Tensor:

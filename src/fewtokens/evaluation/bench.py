@@ -337,11 +337,18 @@ def unpack_assignment(text: str) -> np.ndarray:
 
 
 def jobs(
-    items: Sequence[str], specs: Sequence[str], keeps: Sequence[float | int | str]
+    items: Sequence[str], specs: Sequence[str], keeps: Sequence[float | int | str], select: str | None = None
 ) -> Iterator[tuple[str, str, float | int | str]]:
-    """Yields clip, spec and budget of every row, clip by clip; each clip starts with the row of all tokens."""
+    """Yields clip, spec and budget of every row, clip by clip; each clip starts with the row of all tokens.
+
+    Args:
+        select: the spec of a frame selector; then each method also has a row on the frames that it selects, whose spec
+            is a chain that starts with it.
+    """
     for item in items:
         yield item, FULL, 1.0
         for keep in keeps:
             for spec in specs:
                 yield item, spec, keep
+            for spec in specs if select is not None else ():
+                yield item, f"{select} | {spec}", keep

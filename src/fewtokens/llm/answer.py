@@ -34,6 +34,8 @@ class Answer:
             measures the prefill by running it a second time.
         layer_tokens: the number of visual tokens in each layer during the prefill, if methods act inside the language
             model; otherwise empty. `dycoke_cache` reduces caches only after the prefill.
+        sizes: (steps, rows, columns) in cells of each run of frames of equal size, if a selector chose several sizes;
+            otherwise empty. A step is one frame, or two in a family with tubelets.
     """
 
     text: str
@@ -46,6 +48,7 @@ class Answer:
     speed: float | None = None
     memory: int | None = None
     layer_tokens: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
     def first_token(self) -> float:

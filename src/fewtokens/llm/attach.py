@@ -8,6 +8,10 @@ Inside the block `few` is called like the model:
 
     with attach(model, "evs(keep=0.25) | fastv(keep=0.5, layer=2)") as few:  # and half of them from layer 2 on
         ids = few.generate(**inputs, max_new_tokens=64)
+
+    with attach(model, "aks(keep=32) | tome(keep=0.25)") as few:  # 32 frames of a file, chosen by the question
+        inputs = few.inputs(processor, "film.mp4", "Who opens the letter?", scorer="clip:models/clip")
+        ids = few.generate(**inputs, max_new_tokens=64)
 """
 
 from __future__ import annotations
@@ -15,18 +19,25 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch.nn.parallel import DistributedDataParallel
 
 from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.selection import FrameSelector
 from fewtokens.llm.backends.base import backend_of
-from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline, split_chain
+from fewtokens.llm.chains import Methods, as_pipeline, build_methods, image_pipeline, split_chain
 from fewtokens.llm.compress import check_options, compress
 from fewtokens.llm.features import is_reduced, pipeline_of
 from fewtokens.llm.interface import CACHE_NAMES, cache_name, cache_of, is_filled, unwrap, version
 from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.turns import later_positions, remember
+from fewtokens.selection import Scorer, read
+from fewtokens.selection.choose import load_selector
+
+if TYPE_CHECKING:
+    from fewtokens.llm.prompts import Inputs, Processor
 
 
 class Attached:
@@ -35,13 +46,41 @@ class Attached:
     Attributes:
         model: the model without its wrappers, see `unwrap`.
         last: the result for the last prompt that contained an image or a video, see `Compressed`.
+        selector: the method that selects the frames for `inputs`, or None.
     """
 
-    def __init__(self, model: Any, pipeline: Pipeline, options: dict[str, Any]) -> None:
-        self.model, self.pipeline, self.options = unwrap(model), pipeline, options
+    def __init__(
+        self, model: Any, pipeline: Pipeline, options: dict[str, Any], selector: FrameSelector | None = None
+    ) -> None:
+        self.model, self.pipeline, self.options, self.selector = unwrap(model), pipeline, options, selector
         # DDP sums gradients over processes only in its own forward.
         self._callable = model if isinstance(model, DistributedDataParallel) else self.model
         self.last: Compressed | None = None
+
+    def inputs(
+        self,
+        processor: Processor,
+        video: str | Path,
+        question: str,
+        *,
+        scorer: str | Scorer | None = None,
+        near: float = 0.0,
+    ) -> Inputs:
+        """Returns the prompt of a question about a file, whose frames the selector selects; for `generate` and calls.
+
+        Args:
+            processor: of the model.
+            video, question, scorer, near: see `fewtokens.read`.
+
+        Raises:
+            ValueError: no method selects frames, it lacks a scorer, or the file cannot be read.
+        """
+        if self.selector is None:
+            raise ValueError(
+                "no method selects frames; attach 'aks(keep=32) | tome' or another such chain, or pass select="
+            )
+        selecting: dict[str, Any] = {"select": self.selector, "question": question, "scorer": scorer, "near": near}
+        return processor(self.model, read(video, **selecting, size=processor.read_size), question)
 
     def compress(self, **inputs: Any) -> dict[str, Any]:
         """Returns the shortened prompt, for `generate`.
@@ -110,8 +149,8 @@ def _chunked(model: Any, inputs: dict[str, Any]) -> bool:
 class Attachment(AbstractContextManager[Attached]):
     """The context manager that `attach` returns; nothing is attached before its `with` block."""
 
-    def __init__(self, model: Any, spec: Methods, options: dict[str, Any]) -> None:
-        self._arguments = model, spec, options
+    def __init__(self, model: Any, spec: Methods, select: str | FrameSelector | None, options: dict[str, Any]) -> None:
+        self._arguments = model, spec, select, options
         self._block: AbstractContextManager[Attached] | None = None
 
     def __enter__(self) -> Attached:
@@ -124,14 +163,14 @@ class Attachment(AbstractContextManager[Attached]):
 
     def _refuse(self, *args: Any, **inputs: Any) -> Any:
         raise ValueError(
-            "nothing is attached yet; write `with attach(model, ...) as few:` and call few(...), few.generate(...) or "
-            "few.compress(...) inside the block"
+            "nothing is attached yet; write `with attach(model, ...) as few:` and call few(...), few.generate(...), "
+            "few.compress(...) or few.inputs(...) inside the block"
         )
 
-    __call__ = generate = compress = _refuse
+    __call__ = generate = compress = inputs = _refuse
 
 
-def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
+def attach(model: Any, spec: Methods, *, select: str | FrameSelector | None = None, **options: Any) -> Attachment:
     """Reduces the visual tokens of a video language model inside a `with` block.
 
     Args:
@@ -142,27 +181,32 @@ def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
             prompts, generated text and logits unchanged; hidden states, attention and caches get shorter. They act on
             the visual tokens that the chain before them could have reduced. Layers may have windows, or a state instead
             of attention (linear attention, convolution, Mamba); a method that reads attention requires a layer with it.
+        select: the method that selects the frames of a file for `Attached.inputs`; the chain may start with it instead.
         options: layout, positions, items, images and tower of `compress`. By default images are left whole, with a
             warning.
 
     Raises:
-        ValueError: as `compress`; methods are already attached to the model; the model does not have a layer of the
-            spec, or has layers that share keys or choose them by an index; or pixels reach the model unreduced, because
-            it was called directly instead of through the object that the block yields.
+        ValueError: as `compress`; a selector chooses frames of several sizes, which only a `Session` takes; methods
+            are already attached to the model; the model does not have a layer of the spec, or has layers that share
+            keys or choose them by an index; or pixels reach the model unreduced, because it was called directly instead
+            of through the object that the block yields.
     """
     check_options("attach", options)
-    return Attachment(model, spec, options)
+    return Attachment(model, spec, select, options)
 
 
 @contextmanager
-def _attached(model: Any, spec: Methods, options: dict[str, Any]) -> Iterator[Attached]:
+def _attached(
+    model: Any, spec: Methods, select: str | FrameSelector | None, options: dict[str, Any]
+) -> Iterator[Attached]:
     backend, inner = backend_of(model), unwrap(model)
     check_free(inner)
+    selector, spec = _split_selector(spec, select, inner)
     before, inside = split_chain(spec, inner)
     pipeline = as_pipeline(before, inner)
     if options.get("images", False) is not False:  # methods are built once
         options = options | {"images": image_pipeline(options["images"], pipeline, inner)}
-    attached = Attached(model, pipeline, options)
+    attached = Attached(model, pipeline, options, selector)
     hooks = []
     try:
         hooks.append(inner.register_forward_pre_hook(_check_reduced, with_kwargs=True))
@@ -172,6 +216,23 @@ def _attached(model: Any, spec: Methods, options: dict[str, Any]) -> Iterator[At
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _split_selector(
+    spec: Methods, select: str | FrameSelector | None, model: Any
+) -> tuple[FrameSelector | None, Methods]:
+    """Returns the method that selects frames, given alone or at the start of a chain, and the rest of the chain."""
+    selector = None if select is None else load_selector(select)
+    methods: Any = spec if isinstance(spec, Pipeline) else list(build_methods(spec, model))
+    first = spec.selector if isinstance(spec, Pipeline) else methods[0] if methods else None
+    if isinstance(first, FrameSelector):
+        if selector is not None:
+            raise ValueError(f"the chain starts with {first.name}, which selects frames; remove it or select=")
+        selector = first
+        methods = methods if isinstance(spec, Pipeline) else methods[1:]
+    if selector is not None and selector.sizes:
+        raise ValueError(f"{selector.name} chooses frames of several sizes, which only a Session takes")
+    return selector, methods
 
 
 def check_free(model: Any) -> None:

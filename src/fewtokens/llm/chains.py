@@ -18,7 +18,7 @@ from fewtokens.core.pipeline import Pipeline
 
 # For methods that cannot act before the language model, by stage.
 _REMEDIES = {
-    "frames": "it selects the frames that are read: select= of a Session, --select of ask",
+    "frames": "it selects the frames that are read: select= of a Session or of attach, --select of ask",
     "llm": "it acts inside the language model; use `with attach(model, ...)`, or a Session",
 }
 
@@ -101,8 +101,8 @@ def image_pipeline(images: bool | Methods, pipeline: Pipeline, model: Any) -> Pi
     return pipeline
 
 
-def share_budgets(pipeline: Pipeline, start: int, cells: int, total: int) -> Pipeline:
-    """Returns the chain for one of several grids of an image, which share its budget by their numbers of cells.
+def share_budgets(pipeline: Pipeline, start: int, cells: int, total: int, kind: str = "image") -> Pipeline:
+    """Returns the chain for one of several grids of an image or video, which share its budget by their cells.
 
     Fractions apply to each grid. Of a count, each has its part, at least one token. Learned methods have a fixed number
     of tokens, which applies to each grid too.
@@ -111,11 +111,13 @@ def share_budgets(pipeline: Pipeline, start: int, cells: int, total: int) -> Pip
         start: the number of cells in the grids before this one.
         cells: the number of its cells.
         total: the number of cells in all grids.
+        kind: "image", of which all grids are one frame, or "video", in which a count per frame applies to each frame.
     """
+    shared = ("count", "per frame") if kind == "image" else ("count",)
 
     def share(method: Any) -> Any:
         budget = method.budget
-        if budget is None or budget.unit not in ("count", "per frame") or method.learned:
+        if budget is None or budget.unit not in shared or method.learned:
             return method
         count = int(budget.value)
         part = copy(method)  # with the same parameters

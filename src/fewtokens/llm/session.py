@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fewtokens.core.selection import FrameSelector
+from fewtokens.core.selection import FrameSelector, Selection
 from fewtokens.llm.answer import Answer, check_length, check_question, generate
 from fewtokens.llm.attach import layer_hooks
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline, split_chain
 from fewtokens.llm.clock import Clock
 from fewtokens.llm.cues import attention_rule, check_cues, needed_cues
+from fewtokens.llm.frame_sizes import average_first, describe_sizes, prepare_runs, share_budget
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import Compressed, check_prompt_options, edit_prompts
 from fewtokens.llm.prompts import Processor, inputs_on
@@ -44,6 +45,8 @@ class CachedVideo:
         kind: "image" or "video".
         text: the text that represents it in the prompt.
         encoded: its features by modality; their columns are those of the first question.
+        average: the sizes to which its frames are averaged after the vision tower; None for none.
+        sizes: (steps, rows, columns) in cells of each run of frames of equal size; empty if all have full size.
         source: the video object, kept alive so that no other object gets its id.
     """
 
@@ -51,6 +54,8 @@ class CachedVideo:
     kind: str
     text: str
     encoded: dict[str, EncodedVisuals]
+    average: Selection | None = None
+    sizes: list[tuple[int, int, int]] = field(default_factory=list)
     source: Any = None
 
 
@@ -63,8 +68,9 @@ class Session:
         frames: the number of evenly spaced frames per video. Default: `num_frames` of the processor.
         fps: frames per second, instead of `frames`.
         select, scorer: the method that selects the frames to read of a file, instead of `frames`, and what scores their
-            relevance for the question; see `fewtokens.read`. "model" is `ModelScorer` with this model. Frames have one
-            size: the sizes that a selector chooses are ignored.
+            relevance for the question; see `fewtokens.read`. "model" is `ModelScorer` with this model. For frames of
+            several sizes see `fewtokens.llm.frame_sizes`.
+        near: see `fewtokens.read`.
         layout, positions, tower: see `compress`.
         cache_size: the number of videos, the most recently used ones, whose features stay in memory.
 
@@ -85,6 +91,7 @@ class Session:
         fps: float | None = None,
         select: str | FrameSelector | None = None,
         scorer: str | Scorer | None = None,
+        near: float = 0.0,
         layout: str = "per_frame",
         positions: str | None = None,
         tower: str = "kept",
@@ -95,7 +102,9 @@ class Session:
             raise ValueError(f"cache_size must be at least 1, got {cache_size}")
         if select is not None and (frames is not None or fps is not None):
             raise ValueError("pass select= or frames= and fps=, not both")
-        self.select = None if select is None else load_selector(select)
+        if near and select is None:
+            raise ValueError("near= requires select=")
+        self.select, self.near = None if select is None else load_selector(select), near
         model = unwrap(model)
         self.scorer: Scorer | None = None
         if scorer is not None:
@@ -119,6 +128,7 @@ class Session:
         """Returns a session with all visual tokens, which shares read and encoded videos with this one."""
         other = Session(self.model, self.processor, "", cache_size=self.cache_size)
         other.frames, other.fps, other.select, other.scorer = self.frames, self.fps, self.select, self.scorer
+        other.near = self.near
         other.needs, other.rule = self.needs, self.rule
         other.progress, other._encoded = self.progress, self._encoded
         return other
@@ -166,6 +176,7 @@ class Session:
         with self.layer_hooks() as runtime:
             answer = generate(self.model, self.processor, short, max_new_tokens, on_text, clock)
             answer.layer_tokens = [] if runtime is None else runtime.layer_tokens
+            answer.sizes = encoded.sizes
             if memory and answer.memory is None:
                 answer.memory = peak_memory(lambda: self.model(**dict(short.inputs), use_cache=True), self.model.device)
         return answer
@@ -179,11 +190,17 @@ class Session:
         self.processor.render(question)  # raises errors before the work
         self._report("reading")
         clip = video if isinstance(video, Video) else self._read(video, question)
+        sized = clip.selection if clip.selection is not None and not clip.selection.full_size else None
         if not isinstance(video, Video) and is_image(Path(video)) and len(clip) == 1 and self.backend.has_images:
             (prepared,) = self.processor.prepare_images(self.model, [clip])
-            kind, items = "image", [[("image", 1)] * prepared.tiles]
+            kind, items, sized = "image", [[("image", 1)] * prepared.tiles], None
         else:
-            prepared = self.processor.prepare(self.model, clip)
+            in_runs = sized is not None and self.backend.any_size
+            prepared = (
+                prepare_runs(self.backend, self.processor, self.model, clip)
+                if in_runs
+                else self.processor.prepare(self.model, clip)
+            )
             kind, items = "video", [[("video", len(clip))]]
         del clip  # frees the frames while the model encodes
         clock.lap("decode")
@@ -201,7 +218,14 @@ class Session:
         )
         clock.lap("encode")
         other_inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
-        cached = CachedVideo(other_inputs, kind, prepared.text, encoded, video)
+        cached = CachedVideo(other_inputs, kind, prepared.text, encoded, source=video)
+        if sized is not None:
+            (group,) = encoded.values()
+            if self.backend.any_size:
+                share_budget(group.visuals)
+            else:
+                cached.average = sized
+            cached.sizes = describe_sizes(group.visuals, cached.average)
         self._encoded[key] = cached
         while len(self._encoded) > self.cache_size:
             self._encoded.popitem(last=False)
@@ -209,7 +233,8 @@ class Session:
 
     def _read(self, video: str | Path, question: str) -> Video:
         if self.select is not None:
-            return read(video, select=self.select, question=question, scorer=self.scorer, size=self.processor.read_size)
+            selecting: dict[str, Any] = {"select": self.select, "question": question, "scorer": self.scorer}
+            return read(video, **selecting, near=self.near, size=self.processor.read_size)
         return read(video, frames=self.frames, fps=self.fps, size=self.processor.read_size)
 
     def _prompt(self, text: str, question: str, kind: str) -> dict[str, Any]:
@@ -223,7 +248,8 @@ class Session:
         if reduced is None:
             if cached.kind == "image":
                 image_pipeline(True, self.pipeline, self.model)  # raises an error if a method compares frames
-            reduced = reduce_visuals(self.backend, self.model, self.pipeline, prompt, encoded, self.pipeline)
+            pipeline = self.pipeline if cached.average is None else average_first(self.pipeline, cached.average)
+            reduced = reduce_visuals(self.backend, self.model, pipeline, prompt, encoded, pipeline)
             if not self.per_question:
                 self._reduced[key] = reduced
                 self._reduced = {other: self._reduced[other] for other in self._reduced if other in self._encoded}

@@ -219,7 +219,7 @@ def _reduce(
         group = [_tokens(visuals[index]) for index in indices]
         pipeline = pipelines[kind]
         if part is not None:
-            pipeline = share_budgets(pipeline, part[0], group[0].grid.cells, part[1])
+            pipeline = share_budgets(pipeline, part[0], group[0].grid.cells, part[1], kind)
         if not len(pipeline.methods):
             for index, tokens in zip(indices, group, strict=True):
                 results[index] = ReducedVisual(_shorten(visuals[index], tokens, tokens), tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 
 from fewtokens.core import registry
+from fewtokens.core.checks import check_near
 from fewtokens.core.identity import identity
 from fewtokens.core.selection import FrameSelector, Selection, among, chunks
 from fewtokens.selection.scorers import PixelScorer, Scorer, load_scorer
+from fewtokens.selection.store import cache_folder, file_digest, stored
+from fewtokens.version import __version__
 from fewtokens.video.footage import Choice, Footage, SmallFrames
 from fewtokens.video.select import select_frames
 
@@ -98,7 +102,7 @@ def candidate_frames(selector: FrameSelector, times: Tensor, keyframes: Tensor |
 
 
 def make_chooser(
-    select: str | FrameSelector, question: str | None, scorer: str | Scorer | None
+    select: str | FrameSelector, question: str | None, scorer: str | Scorer | None, near: float = 0.0
 ) -> Callable[[Footage], Choice]:
     """Returns the function that selects the frames of a `Footage`, for `fewtokens.read`.
 
@@ -107,15 +111,17 @@ def make_chooser(
     """
     selector = load_selector(select)
     check_cues(selector, question, scorer)
+    check_near(near)
     loaded = PixelScorer() if scorer is None else load_scorer(scorer)
     name = scorer if isinstance(scorer, str) else None if scorer is None else loaded.id
 
     def choose(footage: Footage) -> Choice:
         index = candidate_frames(selector, footage.times, footage.keyframes)
-        thumbnails = footage.thumbnails(index, loaded.size)
-        key = None if footage.name == "array" else _key(footage.name, thumbnails, loaded)
-        selection = _select(selector, thumbnails, question, loaded, key)
-        arguments = {"select": selector.spec, "question": question, "scorer": name}
+        thumbnails = footage.thumbnails(index, loaded.size, near)
+        cached = footage.name != "array" and {"features", "relevance"} & set(selector.needs)
+        key = _Key.of(footage, thumbnails, loaded) if cached else None
+        selection = _select(selector, footage.times[index], thumbnails, question, loaded, key)
+        arguments = {"select": selector.spec, "question": question, "scorer": name, **({"near": near} if near else {})}
         selection = among(selection, index)
         return Choice(selection.index, selection, arguments)
 
@@ -168,27 +174,72 @@ def select_among(
     thumbnails = SmallFrames(
         times[index], index.numpy(), loaded.size, lambda part, _: frames[torch.from_numpy(part)].cpu()
     )
-    return among(_select(selector, thumbnails, question, loaded, None), index)
+    return among(_select(selector, times[index], thumbnails, question, loaded, None), index)
 
 
 def _select(
-    selector: FrameSelector, thumbnails: SmallFrames, question: str | None, scorer: Scorer, key: str | None
+    selector: FrameSelector,
+    times: Tensor,
+    thumbnails: SmallFrames,
+    question: str | None,
+    scorer: Scorer,
+    key: _Key | None,
 ) -> Selection:
-    """Runs a selector with the features and the relevance that it needs."""
-    scored = "relevance" in selector.needs
-    features = relevance = None
-    if "features" in selector.needs or (scored and scorer.compares_features):
-        features = FEATURES.get(key, lambda: torch.cat([scorer.features(part) for part in chunks(thumbnails)]))
-    if scored:
-        text = question if scorer.needs_question or "question" in selector.needs else None
-        relevance = SCORES.get(
-            None if key is None else (key, text),
-            lambda: scorer.score(thumbnails, question, features if scorer.compares_features else None),
+    """Runs a selector with the features and the relevance that it needs.
+
+    Args:
+        times: float64 [T], seconds of the candidates.
+        thumbnails: T small frames; several candidates may share one, which is encoded and scored once.
+        key: what features and scores depend on, except for the question; None to compute them each time.
+    """
+    distinct, which = thumbnails.distinct()
+
+    def features() -> Tensor:
+        return _remember(
+            FEATURES, key, None, len(distinct), lambda: torch.cat([scorer.features(part) for part in chunks(distinct)])
         )
-    return selector.select(thumbnails.times, thumbnails, question=question, relevance=relevance, features=features)
+
+    def score() -> Tensor:
+        if scorer.compares_features:  # which may depend on the order of all candidates
+            return scorer.score(thumbnails, question, features()[which])
+        return scorer.score(distinct, question, None)[which]
+
+    relevance = None
+    if "relevance" in selector.needs:
+        text = question if scorer.needs_question or "question" in selector.needs else None
+        relevance = _remember(SCORES, key, f"question {text!r}", len(times), score)
+    compared = features()[which] if "features" in selector.needs else None
+    return selector.select(times, thumbnails, question=question, relevance=relevance, features=compared)
 
 
-def _key(name: str, thumbnails: SmallFrames, scorer: Scorer) -> str:
-    """What the features and scores of a file depend on, except for the question."""
-    frames = hashlib.sha256(thumbnails.index.tobytes()).hexdigest()
-    return identity([name], (frames, str(scorer.size), scorer.id))
+@dataclass(frozen=True)
+class _Key:
+    """What the features and scores of a file depend on, except for the question.
+
+    Attributes:
+        memory: in this process.
+        disk: in any process; None if they are not kept on disk.
+    """
+
+    memory: str
+    disk: str | None
+
+    @staticmethod
+    def of(footage: Footage, thumbnails: SmallFrames, scorer: Scorer) -> _Key:
+        frames = hashlib.sha256(thumbnails.index.tobytes()).hexdigest()
+        reading = (frames, str(footage.stream), str(scorer.size), scorer.id)
+        memory = identity([footage.name], reading)
+        own = {**vars(type(scorer)), **vars(scorer)}
+        if not own.get("lasting") or cache_folder() is None:
+            return _Key(memory, None)
+        return _Key(memory, identity([], (file_digest(footage.name), *reading, __version__)))
+
+
+def _remember(recent: Recent, key: _Key | None, text: str | None, length: int, make: Callable[[], Tensor]) -> Tensor:
+    """Returns values [length,...] from memory, from disk, or from `make`; `text` is what else they depend on."""
+    if key is None:
+        return make()
+    on_disk = key.disk
+    return recent.get(
+        (key.memory, text), make if on_disk is None else lambda: stored(f"{on_disk} {text}", length, make)
+    )

@@ -33,12 +33,15 @@ class Scorer(ABC):
         size: short side of the thumbnails, in pixels.
         needs_question: whether the scores depend on a question.
         compares_features: whether `score` reads features instead of thumbnails.
+        lasting: whether `id` has the same meaning in every process, so that features and scores are also kept on disk;
+            not inherited, since a subclass may compute others.
     """
 
     id: str
     size: int = 64
     needs_question: bool = False
     compares_features: bool = True
+    lasting: bool = False
 
     def features(self, frames: Tensor) -> Tensor:
         """Returns one vector per frame, float32 [n,C], for frames uint8 [n,3,h,w]. Default: from the pixels."""
@@ -58,7 +61,7 @@ class Scorer(ABC):
 class PixelScorer(Scorer):
     """Scores novelty, 1 - cosine to the frame before, from pixels (`fewtokens.core.selection.pixel_features`)."""
 
-    id = "features"
+    id, lasting = "features", True
 
     def score(self, thumbnails: SmallFrames, question: str | None, features: Tensor | None) -> Tensor:
         assert features is not None
@@ -76,7 +79,8 @@ class EncoderScorer(PixelScorer):
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self.id = f"features:{encoder.id}:{encoder.fingerprint}"
+        self.id = f"features:{encoder.id}:{encoder.fingerprint}:{encoder.options}"
+        self.lasting = encoder.fingerprint is not None
 
     @torch.inference_mode()
     def features(self, frames: Tensor) -> Tensor:

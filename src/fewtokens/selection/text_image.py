@@ -13,7 +13,7 @@ from torch import Tensor
 from fewtokens.core.hub import from_hub
 from fewtokens.encoders.devices import pick_device
 from fewtokens.encoders.frames import normalize, patchify, resize, to_unit
-from fewtokens.encoders.weights import fingerprint, height_and_width, read_config, read_normalization
+from fewtokens.encoders.weights import fingerprint, hash_files, height_and_width, read_config, read_normalization
 from fewtokens.selection.scorers import BATCH, Scorer
 from fewtokens.video.footage import SmallFrames
 
@@ -37,7 +37,7 @@ class TextImageScorer(Scorer):
         ValueError: no such model, or it has no text tower or no tokenizer.
     """
 
-    needs_question = True
+    needs_question = lasting = True
 
     def __init__(self, folder: str | Path, *, device: str = "auto") -> None:
         path = Path(folder) if Path(folder).is_dir() else Path(from_hub(str(folder)))
@@ -47,7 +47,8 @@ class TextImageScorer(Scorer):
                 f"{folder}: a {config['model_type']} has no text tower, so it cannot compare frames with a question; "
                 f"use a CLIP or SigLIP model, or the scorer features:{folder}"
             )
-        self.id = f"clip:{folder}:{fingerprint(path)}"
+        texts = hash_files(sorted(path.glob("*.json")) + sorted(path.glob("*.txt")))  # tokenizer and preprocessing
+        self.id = f"clip:{folder}:{fingerprint(path)}:{texts[:16]}"
         self.device = torch.device(pick_device(device))
         self.model, self.tokenizer = _load(path)
         self.model.to(self.device)

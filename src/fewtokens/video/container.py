@@ -19,6 +19,8 @@ from fewtokens.video.types import VideoError
 
 # Decoders that support the transparency of VP8 and VP9; FFmpeg's own do not.
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+# Decoders that decode at a half, a quarter or an eighth of the resolution.
+_WITH_LOWRES = frozenset(["mjpeg", "mpeg1video", "mpeg2video", "mpeg4"])
 
 
 def url(path: Path) -> str:
@@ -27,7 +29,7 @@ def url(path: Path) -> str:
 
 
 @contextmanager
-def open_stream(path: Path, video_stream: int | None) -> Iterator[tuple[Any, Any, Any]]:
+def open_stream(path: Path, video_stream: int | None, draft: int | None = None) -> Iterator[tuple[Any, Any, Any]]:
     """Opens a video file; yields the PyAV container, the video stream and its decoder.
 
     The decoder uses one thread. With several, neither its recovery from errors nor the frames that it marks as corrupt
@@ -36,6 +38,7 @@ def open_stream(path: Path, video_stream: int | None) -> Iterator[tuple[Any, Any
     Args:
         path: the file.
         video_stream: index of the video stream; None for the one that FFmpeg ranks best. Cover images are not counted.
+        draft: the short side in pixels for which frames are decoded, see `VideoFile.as_draft`.
 
     Raises:
         VideoError: the file is not a video, the stream does not exist, or the frame size is invalid.
@@ -67,9 +70,20 @@ def open_stream(path: Path, video_stream: int | None) -> Iterator[tuple[Any, Any
             raise VideoError(f"{path}: this build of PyAV has no decoder for its video")
         check_pixels(stream.width, stream.height, str(path))
         decoder = _decoder(stream, path)
-        decoder.options = {"max_pixels": str(MAX_PIXELS)}
+        decoder.options = {"max_pixels": str(MAX_PIXELS), **_draft_options(decoder, draft)}
         decoder.thread_count, decoder.thread_type = 1, "NONE"
         yield container, stream, decoder
+
+
+def _draft_options(decoder: Any, size: int | None) -> dict[str, str]:
+    """The options of a decoder for thumbnails of this short side; see `VideoFile.as_draft`."""
+    if size is None:
+        return {}
+    options = {"skip_loop_filter": "all"}
+    if decoder.name in _WITH_LOWRES:
+        halvings = (min(decoder.width, decoder.height) // (2 * size)).bit_length() - 1
+        options["lowres"] = str(max(0, min(3, halvings)))
+    return options
 
 
 def _decoder(stream: Any, path: Path) -> Any:

@@ -51,6 +51,7 @@ class VideoFile:
         expected: estimated number of frames of the complete file.
         time_base: seconds per unit of the timestamps.
         rate: frames per second that the file declares, or None.
+        draft: the short side in pixels for which frames are decoded, see `as_draft`; None for all pixels.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class VideoFile:
     expected: int
     time_base: float
     rate: float | None
+    draft: int | None = None
 
     __repr__ = shape_repr
 
@@ -107,6 +109,14 @@ class VideoFile:
     def keyframes(self) -> NDArray[np.int64] | None:
         """Indices of the keyframes, int64 [m]; None if frames are located by counting."""
         return np.searchsorted(self.index.pts, self.index.keys) if self.by_index else None
+
+    def as_draft(self, size: int) -> VideoFile:
+        """Returns the file for thumbnails of this short side, which are decoded faster and differ by about 1 of 255.
+
+        The decoder does not smooth the borders of blocks, and decodes at a lower resolution if the codec has one. Of a
+        part of the file that ends with a requested frame, no frames are decoded after it.
+        """
+        return replace(self, draft=size)
 
     def scaler(self, size: Size | None) -> Scaler:
         return Scaler(size, self.name, self.aspect)
@@ -194,15 +204,19 @@ class VideoFile:
         key = np.searchsorted(index.keys, targets, side="right") - 1
         key_frame = np.searchsorted(index.pts, index.keys[key])
         needed = set(targets.tolist())
-        with open_stream(self.path, self.video_stream) as (container, stream, decoder):
+        # Drafts: the targets that are decoded from the same keyframe, by the number of that part.
+        part = np.cumsum(np.append(True, key_frame[1:] > indices[:-1]))
+        longest = 0 if self.draft else _MIN_SEEK
+        with open_stream(self.path, self.video_stream, self.draft) as (container, stream, decoder):
             source: Iterator[Any] = iter(())
             latest = -1  # index of the last decoded frame; -1 if none
-            for target, n, k, first in zip(targets, indices, key, key_frame, strict=True):
+            for target, n, k, first, number in zip(targets, indices, key, key_frame, part, strict=True):
                 try:
-                    if latest < 0 or first - latest > _MIN_SEEK:
+                    if latest < 0 or first - latest > longest:
                         packets = _seek_to_keyframe(container, stream, index.keys, int(k))
                         decoder.flush_buffers()
-                        source = _decode_needed(packets, decoder, needed)
+                        last = set(targets[part == number].tolist()) if self.draft else None
+                        source = _decode_needed(packets, decoder, needed, last)
                     frame = next((frame for frame in source if frame.pts is None or frame.pts >= target), None)
                 except (av.error.FFmpegError, OSError):
                     raise IndexMismatch from None
@@ -249,11 +263,22 @@ def _packets_from_next_keyframe(container: Any, stream: Any, latest: int) -> Ite
     return chain([first], packets)
 
 
-def _decode_needed(packets: Iterator[Any], decoder: Any, needed: set[int]) -> Iterator[Any]:
-    """Decodes packets, skipping frames that are neither needed nor references of others."""
+def _decode_needed(packets: Iterator[Any], decoder: Any, needed: set[int], last: set[int] | None) -> Iterator[Any]:
+    """Decodes packets, skipping frames that are neither needed nor references of others.
+
+    Args:
+        needed: timestamps.
+        last: those after which no packet is decoded; None for no end.
+    """
     for packet in packets:
         decoder.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in needed else "NONREF"
         yield from decoder.decode(packet)
+        if last is not None and packet.pts in last:
+            last.remove(packet.pts)
+            if not last:
+                # Frames that the decoder holds back would otherwise come only after more packets.
+                yield from decoder.decode(None)
+                return
 
 
 def every_frame(path: Path, video_stream: int | None) -> Iterator[Any | None]:

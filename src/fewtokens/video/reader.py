@@ -63,6 +63,7 @@ def read(
     select: Any = None,
     question: str | None = None,
     scorer: Any = None,
+    near: float = 0.0,
     video_stream: int | None = None,
     allow_truncated: bool = False,
     progress: Progress | None = None,
@@ -95,6 +96,8 @@ def read(
             read at one size; `Video.selection` has the sizes that the selector chose.
         question: the question, for selectors by relevance.
         scorer: what scores the relevance of frames, see `fewtokens.selection.load_scorer`. Default: none.
+        near: the thumbnail of the nearest keyframe stands for a candidate that is at most this many seconds from it,
+            which decodes a long video several times faster. Default: 0, each candidate's own thumbnail.
         video_stream: index of the video stream if the file has several. Default: the one that FFmpeg ranks best.
         allow_truncated: whether to read all frames of a damaged file that can be decoded, including those after the
             damage, instead of raising an error.
@@ -113,9 +116,11 @@ def read(
         raise ValueError("pick= cannot be combined with frames, fps, start and end")
     if select is None and (question is not None or scorer is not None):
         raise ValueError("question= and scorer= require select=")
+    if select is None and near:
+        raise ValueError("near= requires select=")
     if select is not None and (frames is not None or fps is not None or pick is not None):
         raise ValueError("select= cannot be combined with frames, fps and pick; set keep and rate of the selector")
-    choose = None if select is None else chooser(select, question, scorer)
+    choose = None if select is None else chooser(select, question, scorer, near)
     choice: Choice | None = None
     name = str(source) if isinstance(source, str | os.PathLike) else "array"
 
@@ -161,9 +166,11 @@ def _footage(source: Source, span: NDArray[np.int64]) -> Footage:
     keyframes = source.keyframes if isinstance(source, VideoFile) else None
 
     def read_small(indices: NDArray[np.int64], size: int) -> Tensor:
-        return _read_parallel(source, indices, size, None).frames
+        small = source.as_draft(size) if isinstance(source, VideoFile) else source
+        return _read_parallel(small, indices, size, None).frames
 
-    return Footage(source.name, source.times, keyframes, span, read_small)
+    stream = source.video_stream if isinstance(source, VideoFile) else None
+    return Footage(source.name, source.times, keyframes, span, read_small, stream)
 
 
 def _read(video: Source, select: Select, size: Size | None, sequential: bool, progress: Progress | None) -> Video:

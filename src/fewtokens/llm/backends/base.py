@@ -90,6 +90,7 @@ class Backend:
         counted: `generate` discards positions and counts the columns.
         latents: rows are outputs of a resampler, which have no place in the image.
         leading: the row of a frame that is not a cell comes before its cells.
+        any_size: frames may have any size, and a prompt videos of several sizes, see `llm/frame_sizes.py`.
         raster: the patches of a packed frame are in raster order; otherwise those of a cell are together.
         nested_images: pixels of images are [prompts, images, ...].
         listed: modalities of which `forward` takes a list although the encoder returns a tensor.
@@ -109,6 +110,7 @@ class Backend:
     counted: ClassVar[bool] = False
     latents: ClassVar[bool] = False
     leading: ClassVar[bool] = False
+    any_size: ClassVar[bool] = False
     raster: ClassVar[bool] = False
     nested_images: ClassVar[bool] = False
     listed: ClassVar[tuple[str, ...]] = ()
@@ -151,6 +153,14 @@ class Backend:
     def frame_size(self, model: Any, processor: Any, video: Video) -> tuple[int, int] | None:
         """The height and width to which the frames of a video are resized, if they depend on the video."""
         return None
+
+    def cell_side(self, model: Any, processor: Any) -> int:
+        """The side of a cell in pixels, in a family with `any_size`."""
+        raise NotImplementedError
+
+    def between_runs(self, processor: Any) -> str:
+        """The text between two videos that are parts of one, in a family with `any_size`."""
+        return ""
 
     def tubelet(self, model: Any) -> int:
         """The number of frames in a step of the grid."""

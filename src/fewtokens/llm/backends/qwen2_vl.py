@@ -18,6 +18,7 @@ class Qwen2VL(Backend):
     """Rows of a video: T/2 x H/28 x W/28, in raster order."""
 
     name = "qwen2_vl"
+    any_size = True
     cues: ClassVar = ("text", "frame_global", "pixels")
     mean, std = CLIP_MEAN, CLIP_STD
     preprocess_config: ClassVar = {"size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}}
@@ -26,8 +27,14 @@ class Qwen2VL(Backend):
         return self.prepare_at(model, processor, video, self.frame_size(model, processor, video))
 
     def frame_size(self, model: Any, processor: Any, video: Video) -> tuple[int, int]:
-        factor = model.config.vision_config.patch_size * self.merge(model, processor.preprocess_config)
-        return self.target(processor.preprocess_config, video, factor, self.tubelet(model))
+        return self.target(processor.preprocess_config, video, self.cell_side(model, processor), self.tubelet(model))
+
+    def cell_side(self, model: Any, processor: Any) -> int:
+        return model.config.vision_config.patch_size * self.merge(model, processor.preprocess_config)
+
+    def between_runs(self, processor: Any) -> str:
+        end, start = ("vision_end_token", "<|vision_end|>"), ("vision_start_token", "<|vision_start|>")
+        return processor.token(*end) + processor.token(*start)
 
     def prepare_at(self, model: Any, processor: Any, video: Video, size: tuple[int, int] | None) -> PreparedVideo:
         assert size is not None

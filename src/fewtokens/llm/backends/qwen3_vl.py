@@ -32,6 +32,9 @@ class Qwen3VL(Qwen2VL):
             height, width = int(height * grow), int(width * grow)
         return whole_patches(height, width, factor, min_pixels, max_pixels, T, round(T / tubelet) * tubelet)
 
+    def between_runs(self, processor: Any) -> str:
+        return ""  # each step has its own start and end
+
     def placeholder_text(self, processor: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
         start = processor.token("vision_start_token", "<|vision_start|>")
         run = start + processor.placeholder * cells + processor.token("vision_end_token", "<|vision_end|>")

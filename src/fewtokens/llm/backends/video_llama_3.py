@@ -33,6 +33,9 @@ class VideoLlama3(Qwen2VL):
         min_pixels, max_pixels = pixel_limits(config)
         return whole_patches(*video.size, factor, min_pixels, max_pixels // len(video))
 
+    def between_runs(self, processor: Any) -> str:
+        return ","
+
     def placeholder_text(self, processor: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
         return ",".join(f"Time {time:.1f}s:{processor.placeholder * cells}" for time in video.times.tolist())
 
