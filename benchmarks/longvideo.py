@@ -168,7 +168,9 @@ def curve() -> list[dict[str, Any]]:
             name += "(short=1)" if "short=1" in template else "(merge)"
         for cap in CAPS:
             row = measure(template, cap, scripts)
-            rows.append({"method": name, "slots": cap} | {key: row[key] for key in ("bytes", "tokens", "score", *KINDS)})
+            rows.append(
+                {"method": name, "slots": cap} | {key: row[key] for key in ("bytes", "tokens", "score", *KINDS)}
+            )
             print(rows[-1], flush=True)
     return rows
 
@@ -196,7 +198,15 @@ def main() -> None:
         if CURVE in tables and "1 h" in tables:
             draw(tables[CURVE], tables["1 h"][0]["score"])
         images = ("longvideo.png",) if CURVE in tables else ()
-        write("longvideo", "What memories hold of a long video", "python benchmarks/longvideo.py", tables, NOTES, images, 4)
+        write(
+            "longvideo",
+            "What memories hold of a long video",
+            "python benchmarks/longvideo.py",
+            tables,
+            NOTES,
+            images,
+            4,
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The questions of `longvideo.py` about rendered frames: memories behind an encoder of pixels.
 
-    taskset -c 1 python benchmarks/longvideo_pixels.py [--data shared/data] [NAME ...]   # names of settings; default: all
+    taskset -c 1 python benchmarks/longvideo_pixels.py [--data shared/data] [NAME ...]   # default: all settings
 
 The same scripts as frames of 56 x 56 pixels (`fewtokens.evaluation.longvideo.pictures`): places with moving shapes,
 distractors, a still or moving camera, cuts, frames that occur once. Frames are rendered and encoded a minute at a time
@@ -92,7 +92,9 @@ def table(encoder: Encoder, prototypes: Prototypes, seconds: int, cap: int, spec
         frame = tokens.grid.cells_per_frame
         for b, script in enumerate(scripts):
             single = tokens.features[b].unflatten(0, (chunk, frame)).mean(1)
-            codes[b].append((torch.nn.functional.normalize(prototypes.project(single), dim=1) @ script.codes.T).argmax(1))
+            codes[b].append(
+                (torch.nn.functional.normalize(prototypes.project(single), dim=1) @ script.codes.T).argmax(1)
+            )
         for run in runs:
             run.push(tokens)
             if start + chunk == seconds // 2:
