@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import fewtokens
+from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
-from fewtokens.evaluation.longvideo.questions import Recall, ask
+from fewtokens.evaluation.longvideo.pictures import LOOKS, Pictures, Prototypes
+from fewtokens.evaluation.longvideo.questions import Recall, ask, ask_by_distance
 from fewtokens.evaluation.longvideo.script import Script, stream
 
 
@@ -79,3 +81,64 @@ def test_margins():
     assert merged["far"] > 0.95 and merged["needle"] == merged["order"] == 1
     assert ring["near"] == 1 and ring["far"] < 0.15 and ring["needle"] == 0
     assert isinstance(next(stream([script])), Tokens)
+
+
+def test_the_first_part_of_a_script():
+    script = Script.sample(600, num_needles=8)
+    half = script.until(300)
+    assert half.seconds == 300 and int(half.ends[-1]) == 300 and half.num_scenes == script.num_scenes
+    assert torch.equal(half.shown(0, 300), script.shown(0, 300))
+    assert torch.equal(half.frames(0, 300), script.frames(0, 300))
+    assert 0 < len(half.needles) < 8
+    assert math.isnan(ask(None, script.until(int(script.needles[0])))["needle"])
+
+
+def test_answers_by_distance():
+    script = Script.sample(3600)
+    second = torch.arange(3600.0, dtype=torch.float64)
+    known = script.shown(0, 3600)
+    known[:3000] = -1  # forgotten: all that is more than ten minutes ago
+    answers = ask_by_distance(Recall(known, second, second, second, script.num_scenes), script)
+    assert answers == {"0-1 min ago": 1, "1-10 min ago": 1, "10-60 min ago": 0, "1-10 h ago": None}
+
+
+def test_a_slot_of_several_frames_has_a_row_for_each():
+    """TDC holds all frames of a chunk in a slot; with two tokens per frame, two tokens are a row."""
+    script = Script.sample(6, num_scenes=8, num_needles=1, noise=0)
+    memory = fewtokens.create_method("tdc", cap=2, dim=64, chunk=3, tokens=2)
+    frames = script.codes[[0, 0, 1, 2, 2, 3]].repeat_interleave(2, 0)[None]
+    read = memory.read(memory.push(Tokens.from_cells(frames, Grid(6, 1, 2))))
+    recall = Recall.from_tokens(read, script, frame=2)
+    assert recall.code.tolist() == [0, 0, 1, 2, 2, 3]
+    assert recall.first.tolist() == [0, 0, 0, 3, 3, 3] and recall.last.tolist() == [2, 2, 2, 5, 5, 5]
+    assert len(Recall.from_tokens(read, script, frame=6).code) == 2
+    flipped = Recall.from_tokens(read, script, frame=2, project=lambda features: features.flip(1))
+    assert flipped.code.tolist() != recall.code.tolist()
+
+
+def test_pictures_are_the_same_in_any_parts():
+    script = Script.sample(100, num_scenes=4, num_needles=2, mean=12)
+    pictures = Pictures(script, 32)
+    whole = pictures.frames(0, 100)
+    assert whole.shape == (100, 3, 32, 32) and whole.dtype == torch.uint8
+    parts = [pictures.frames(start, min(start + 13, 100)) for start in range(0, 100, 13)]
+    assert torch.equal(whole, torch.cat(parts))
+    change = (whole[1:].float() - whole[:-1].float()).abs().mean((1, 2, 3))
+    cut = script.shown(0, 100).diff() != 0
+    assert float(change[cut].min()) > float(change[~cut].median())
+    with pytest.raises(ValueError, match=f"up to {LOOKS} codes, got 50"):
+        Pictures(Script.sample(100, num_scenes=42))
+
+
+def test_places_are_recognized_by_their_pixels():
+    script = Script.sample(60, num_scenes=4, num_needles=2, mean=12)
+    encoder = fewtokens.load_encoder("patches", device="cpu", patch_size=8)
+
+    def encode(frames):
+        return encoder(frames[:, None])[0].features.mean(1)
+
+    prototypes = Prototypes.fit(encode, 6, size=32)
+    features = prototypes.project(encode(Pictures(script, 32).frames(0, 60)))
+    code = (torch.nn.functional.normalize(features, dim=1) @ prototypes.codes.T).argmax(1)
+    assert float((code == script.shown(0, 60)).double().mean()) > 0.7  # 0.17 by chance
+    torch.testing.assert_close(prototypes.script(script).codes, prototypes.codes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,15 +17,22 @@ from fewtokens.evaluation.longvideo.script import Script
 TOLERANCE = 2.0
 # The time in which a code has to come back, in seconds.
 WINDOW = 600
+# How long ago something was, in seconds.
+DISTANCES = (
+    ("0-1 min ago", 0, 60),
+    ("1-10 min ago", 60, 600),
+    ("10-60 min ago", 600, 3600),
+    ("1-10 h ago", 3600, 36_000),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Recall:
-    """What a memory says happened: one row per slot, by time.
+    """What a memory says happened: one row per slot, by time; several for a slot with the tokens of several frames.
 
     Attributes:
-        code: int64 [M], the code nearest to each slot.
-        mean, first, last: float64 [M], seconds of each slot.
+        code: int64 [M], the code nearest to each row.
+        mean, first, last: float64 [M], seconds of its slot.
         num_scenes: number of codes of scenes; higher codes are needles.
     """
 
@@ -37,14 +45,36 @@ class Recall:
     __repr__ = shape_repr
 
     @staticmethod
-    def from_tokens(tokens: Tokens, script: Script, video: int = 0) -> Recall:
-        """Decodes what `Memory.read` returned for one video of a batch, with one token per frame."""
+    def from_tokens(
+        tokens: Tokens,
+        script: Script,
+        video: int = 0,
+        *,
+        frame: int = 1,
+        project: Callable[[Tensor], Tensor] | None = None,
+    ) -> Recall:
+        """Decodes what `Memory.read` returned for one video of a batch.
+
+        Args:
+            tokens: what was read.
+            script: its `codes` are compared with the mean of up to `frame` consecutive tokens of a slot.
+            video: index of the video.
+            frame: number of tokens of a frame.
+            project: maps these means [M,C] to the space of the codes. Default: the identity.
+        """
         single = tokens[video]
-        similarity = F.normalize(single.features[0].float(), dim=1) @ script.codes.T
+        used = single.mask[0]
+        slot = single.positions[0, used, 0].long()
+        rank = torch.arange(len(slot)) - torch.searchsorted(slot, slot)
+        rows, inverse = torch.stack([slot, rank // frame], 1).unique_consecutive(dim=0, return_inverse=True)
+        slot = rows[:, 0]
+        total = torch.zeros(len(slot), tokens.C).index_add(0, inverse, single.features[0, used].float())
+        features = total / inverse.bincount()[:, None]
+        similarity = F.normalize(features if project is None else project(features), dim=1) @ script.codes.T
         spans = torch.tensor(tokens.meta["spans"][video], dtype=torch.float64).reshape(-1, 2)
         assert single.grid.times is not None
-        first, last = spans.unbind(1)
-        return Recall(similarity.argmax(1), single.grid.times.reshape(-1), first, last, script.num_scenes)
+        first, last = spans[slot].unbind(1)
+        return Recall(similarity.argmax(1), single.grid.times.reshape(-1)[slot], first, last, script.num_scenes)
 
     def at(self, seconds: Tensor) -> Tensor:
         """Returns the code at each second: of the shortest slot that contains it, else of the nearest slot."""
@@ -77,7 +107,7 @@ def ask(recall: Recall | None, script: Script, *, questions: int = 100, seed: in
             first, last: the first and last second of a code, within 2 s.
             back: whether a code came back within a window of 10 minutes. Half of the answers are "yes", if the video
                 has as many. NaN if all answers are the same.
-            needle: whether a slot within 2 s of a needle has its code.
+            needle: whether a slot within 2 s of a needle has its code. NaN if there is none.
             count error: mean absolute error of the number of scenes of a code.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -127,8 +157,33 @@ def ask(recall: Recall | None, script: Script, *, questions: int = 100, seed: in
         found += recall is not None and bool(
             ((recall.code == code) & ((recall.mean - needle).abs() <= TOLERANCE)).any()
         )
-    results["needle"] = found / len(script.needles)
+    results["needle"] = found / len(script.needles) if len(script.needles) else float("nan")
     results["count error"] = sum(abs(guesses[c] - counts[c]) for c in present) / len(present)
+    return results
+
+
+def ask_by_distance(
+    recall: Recall | None, script: Script, *, questions: int = 100, seed: int = 0
+) -> dict[str, float | None]:
+    """Asks which code was there at a second, by how long ago that is.
+
+    Args:
+        recall, script, questions, seed: as for `ask`.
+
+    Returns:
+        Accuracy for each of `DISTANCES`; None where the video is shorter.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    results: dict[str, float | None] = {}
+    for name, low, high in DISTANCES:
+        results[name] = None
+        if low < script.seconds:
+            ago = torch.randint(low, min(high, script.seconds), (questions,), generator=generator)
+            second = script.seconds - 1 - ago
+            second = second[~torch.isin(second, script.needles)]
+            truth = script.code(second)
+            answers = truth.mode().values.expand_as(truth) if recall is None else recall.at(second)
+            results[name] = float((answers == truth).double().mean())
     return results
 
 

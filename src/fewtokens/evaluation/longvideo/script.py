@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -91,19 +91,35 @@ class Script:
         """Returns the code of the scene at each second, int64; a needle does not change it."""
         return self.scenes[torch.searchsorted(self.starts, seconds, right=True) - 1]
 
-    def frames(self, start: int, stop: int) -> Tensor:
-        """Returns the frames of the seconds start..stop-1, float32 [stop-start,C]; the same for any parts."""
-        second = torch.arange(start, stop)
-        code = self.code(second)
+    def until(self, seconds: int) -> Script:
+        """Returns the script of the first seconds, for questions in the middle of a video; noise is the same."""
+        kept = int((self.needles < seconds).sum())
+        count = int((self.starts < seconds).sum())
+        return replace(
+            self,
+            starts=self.starts[:count],
+            scenes=self.scenes[:count],
+            needles=self.needles[:kept],
+            codes=self.codes[: self.num_scenes + kept],
+            seconds=seconds,
+        )
+
+    def shown(self, start: int, stop: int) -> Tensor:
+        """Returns the code of each frame of the seconds start..stop-1, int64, that of a needle included."""
+        code = self.code(torch.arange(start, stop))
         for index, needle in enumerate(self.needles.tolist()):
             if start <= needle < stop:
                 code[needle - start] = self.num_scenes + index
+        return code
+
+    def frames(self, start: int, stop: int) -> Tensor:
+        """Returns the frames of the seconds start..stop-1, float32 [stop-start,C]; the same for any parts."""
         parts = []
         for block in range(start // BLOCK, (stop - 1) // BLOCK + 1):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + block)
             noise = torch.randn(BLOCK, self.codes.shape[1], generator=generator)
             parts.append(noise[max(start - block * BLOCK, 0) : stop - block * BLOCK])
-        return self.codes[code] + torch.cat(parts) * (self.noise / self.codes.shape[1] ** 0.5)
+        return self.codes[self.shown(start, stop)] + torch.cat(parts) * (self.noise / self.codes.shape[1] ** 0.5)
 
 
 def stream(scripts: list[Script], chunk: int = BLOCK) -> Iterator[Tokens]:
