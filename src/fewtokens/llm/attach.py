@@ -19,6 +19,7 @@ from typing import Any
 
 from torch.nn.parallel import DistributedDataParallel
 
+from fewtokens.core.kv_memory import KVMemory
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline, split_chain
@@ -191,6 +192,11 @@ def layer_hooks(model: Any, methods: Sequence[Any]) -> Callable[[], AbstractCont
     """
     if not methods:
         return nullcontext
+    if memory := next((method for method in methods if isinstance(method, KVMemory)), None):
+        raise ValueError(
+            f"{memory.name} is a memory in the key-value cache; use a Session or a StreamSession, with it as the only "
+            "method inside the language model"
+        )
     from fewtokens.llm.layers.hooks import LayerRuntime
 
     return LayerRuntime(model, methods).attach
