@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fewtokens.core import registry
+from fewtokens.core.kv_memory import KVMemory
 from fewtokens.core.layer_method import LayerMethod, PrunePoint, counts, highest
 from fewtokens.core.method import Method
 from fewtokens.core.spec import Spec
@@ -29,7 +30,9 @@ SPECS = {
 
 
 def test_every_layer_method_is_covered():
-    assert {*SPECS, "dycoke_cache"} == set(registry.layer_names())
+    memories = {name for name in registry.layer_names() if issubclass(registry.get(name), KVMemory)}
+    assert {*SPECS, "dycoke_cache", *memories} == set(registry.layer_names())
+    assert {"ring_cache", "videoscan_cache", "video_xl"} <= memories
 
 
 @pytest.mark.parametrize("name", registry.layer_names())
@@ -39,7 +42,8 @@ def test_a_layer_method_is_a_spec_but_not_a_method(name):
     method = kind()
     assert (method.name, repr(method)) == (name, method.spec)
     assert registry.build(method.spec)[0].arguments == method.arguments
-    assert bool(method.cache_point(30)) != bool(method.prune_points(30))
+    acts = bool(method.cache_point(30)), bool(method.prune_points(30)), issubclass(kind, KVMemory)
+    assert sum(acts) == 1
     for layer, first in method.named_layers(30):
         assert 0 <= layer <= first < 30
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.nn.parallel import DistributedDataParallel
 
+from fewtokens.core.kv_memory import KVMemory
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.selection import FrameSelector
 from fewtokens.llm.backends.base import backend_of
@@ -255,6 +256,11 @@ def layer_hooks(model: Any, methods: Sequence[Any]) -> Callable[[], AbstractCont
     if own := getattr(model, "inside", None):
         raise ValueError(
             f"{methods[0].name} cannot be added to this model, which runs {own[0].spec} inside its language model"
+        )
+    if memory := next((method for method in methods if isinstance(method, KVMemory)), None):
+        raise ValueError(
+            f"{memory.name} is a memory in the key-value cache; use a Session or a StreamSession, with it as the only "
+            "method inside the language model"
         )
     from fewtokens.llm.layers.hooks import LayerRuntime
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fewtokens.core.kv_memory import KVMemory, KVState
 from fewtokens.core.selection import FrameSelector, Selection
 from fewtokens.llm.answer import Answer, check_length, check_question, generate
 from fewtokens.llm.attach import layer_hooks
@@ -24,6 +25,7 @@ from fewtokens.llm.clock import Clock
 from fewtokens.llm.cues import attention_rule, check_cues, needed_cues
 from fewtokens.llm.frame_sizes import average_first, describe_sizes, prepare_runs, share_budget
 from fewtokens.llm.interface import unwrap
+from fewtokens.llm.kv_stream import KVStream
 from fewtokens.llm.prompt_editor import Compressed, check_prompt_options, edit_prompts
 from fewtokens.llm.prompts import Processor, inputs_on
 from fewtokens.llm.relevance import ModelScorer
@@ -64,7 +66,8 @@ class Session:
 
     Args:
         model, processor: as `load` returns them; the model may be wrapped, see `attach`.
-        spec: a chain of methods, see `attach`; "" keeps all tokens. Default: the model's own methods, if it has any.
+        spec: a chain of methods, see `attach`; "" keeps all tokens. Default: the model's own methods, if it has any. It
+            may end with a memory in the key-value cache instead, such as "videoscan_cache", see `StreamSession`.
         frames: the number of evenly spaced frames per video. Default: `num_frames` of the processor.
         fps: frames per second, instead of `frames`.
         select, scorer: the method that selects the frames to read of a file, instead of `frames`, and what scores their
@@ -115,6 +118,11 @@ class Session:
         self.layout, self.positions = layout, positions
         before, inside = split_chain(self.backend.default_methods(model) if spec is None else spec, model)
         self.pipeline = as_pipeline(before, model)
+        self._stream: KVStream | None = None
+        if len(inside) == 1 and isinstance(inside[0], KVMemory):
+            if layout != "per_frame" or positions is not None:
+                raise ValueError(f"layout and positions have no effect with {inside[0].name}, which has its own")
+            self._stream, inside = KVStream(model, processor, self.backend, inside[0]), []
         self.layer_hooks = layer_hooks(model, inside)
         check_cues(self.backend, model, self.pipeline)
         self.tower_methods = TowerMethods.of(self.pipeline, tower)
@@ -123,6 +131,7 @@ class Session:
         self.progress: Callable[[str], None] | None = None
         self._encoded: OrderedDict[Hashable, CachedVideo] = OrderedDict()
         self._reduced: dict[Hashable, dict[str, list[ReducedVisual]]] = {}
+        self._slots: dict[Hashable, KVState] = {}
 
     def unreduced(self) -> Session:
         """Returns a session with all visual tokens, which shares read and encoded videos with this one."""
@@ -169,7 +178,16 @@ class Session:
         key = video_key(video), question if by_question else None, *self.tower_methods.specs
         encoded, prompt = self._encode(key, video, question, clock)
         self._report("reducing")
-        short = self._reduce(key, encoded, prompt)
+        if self._stream is not None:
+            state = self._slots.get(key)
+            if state is None or self.per_question:
+                (reduced,) = (visual for group in self._reduce(key, encoded, prompt)[1].values() for visual in group)
+                state = self._stream.push_video(reduced)
+                self._slots[key] = state
+                self._slots = {other: self._slots[other] for other in self._slots if other in self._encoded}
+            self._report("answering")
+            return self._stream.ask(state, question, max_new_tokens, on_text, clock)
+        short = self._shorten(key, encoded, prompt)
         check_length(self.backend, self.model, short.inputs, max_new_tokens, "fewer frames", "a smaller keep")
         clock.lap("reduce")
         self._report("answering")
@@ -241,8 +259,16 @@ class Session:
         ids = self.processor.ids(question, text, kind).to(self.model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    def _reduce(self, key: Hashable, cached: CachedVideo, prompt: dict[str, Any]) -> Compressed:
-        """Returns the shortened prompt. This is the only place where the spec is applied."""
+    def _shorten(self, key: Hashable, cached: CachedVideo, prompt: dict[str, Any]) -> Compressed:
+        """Returns the shortened prompt."""
+        encoded, reduced = self._reduce(key, cached, prompt)
+        options = {"layout": self.layout, "positions": self.positions}
+        return edit_prompts(self.backend, self.model, prompt, encoded, reduced, **options)  # type: ignore[arg-type]
+
+    def _reduce(
+        self, key: Hashable, cached: CachedVideo, prompt: dict[str, Any]
+    ) -> tuple[dict[str, EncodedVisuals], dict[str, list[ReducedVisual]]]:
+        """Returns the features before and after reduction. This is the only place where the spec is applied."""
         encoded = {modality: self._relocate(modality, visuals, prompt) for modality, visuals in cached.encoded.items()}
         reduced = self._reduced.get(key)
         if reduced is None:
@@ -253,8 +279,7 @@ class Session:
             if not self.per_question:
                 self._reduced[key] = reduced
                 self._reduced = {other: self._reduced[other] for other in self._reduced if other in self._encoded}
-        options = {"layout": self.layout, "positions": self.positions}
-        return edit_prompts(self.backend, self.model, prompt, encoded, reduced, **options)  # type: ignore[arg-type]
+        return encoded, reduced
 
     def _relocate(self, modality: str, encoded: EncodedVisuals, prompt: dict[str, Any]) -> EncodedVisuals:
         """Returns the features with their columns in another prompt."""

@@ -19,7 +19,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fewtokens.core import files
 from fewtokens.core.grid import Grid
-from fewtokens.core.memory import TOLERANCE, Memory, MemoryState
+from fewtokens.core.kv_memory import KVMemory, KVState
+from fewtokens.core.layer_method import LayerMethod
+from fewtokens.core.memory import TOLERANCE, Memory
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.streaming import SceneTrigger, drop_ratios
 from fewtokens.core.tokens import Tokens
@@ -31,6 +33,7 @@ from fewtokens.llm.chains import Methods, as_pipeline, split_chain
 from fewtokens.llm.clock import Clock
 from fewtokens.llm.cues import attention_rule, check_cues, make_cues, needed_cues
 from fewtokens.llm.interface import unwrap
+from fewtokens.llm.kv_stream import KVStream
 from fewtokens.llm.prompt_editor import Compressed, check_prompt_options, edit_prompts
 from fewtokens.llm.prompts import Processor, inputs_on
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual
@@ -55,7 +58,8 @@ class StreamSession:
     Args:
         model, processor: as `load` returns them; the model may be wrapped, see `attach`.
         spec: causal methods, a memory, and methods inside the language model, such as "moviechat(cap=64)" or
-            "tail_drop(keep='8/frame') | ring(cap=32) | fastv(keep=0.5, layer=2)".
+            "tail_drop(keep='8/frame') | ring(cap=32) | fastv(keep=0.5, layer=2)"; or causal methods and a memory in
+            the key-value cache, such as "videoscan_cache(cap=64)", for families without text between frames.
             Default: "moviechat(cap=24, short=8)", which returns up to 32 frames.
         layout, positions: see `compress`.
         trigger: fraction of the frames at which `push` reports that a scene begins, see `SceneTrigger`, by how many
@@ -86,7 +90,7 @@ class StreamSession:
         before, inside = split_chain(spec, model)
         chain = as_pipeline(before, model)
         self.spec = " | ".join(method.spec for method in (*chain.methods, *inside))
-        self.methods, self.memory = _split_memory(chain)
+        self.methods, self.memory, inside = _split_memory(chain, inside)
         check_cues(self.backend, model, chain)
         if "text" in chain.needs:
             raise ValueError(
@@ -99,13 +103,18 @@ class StreamSession:
         self.layer_hooks = layer_hooks(model, inside)
         self.modality = "image" if self.backend.needs_items else "video"
         self.tubelet = self.backend.tubelet(model)
+        self._kv: KVStream | None = None
+        if isinstance(self.memory, KVMemory):
+            if layout != "per_frame" or positions is not None:
+                raise ValueError(f"layout and positions have no effect with {self.memory.name}, which has its own")
+            self._kv = KVStream(model, processor, self.backend, self.memory)
         self.trigger = None if trigger is None else SceneTrigger(trigger)
         self._dtd = Dtd()
         self._clear()
 
     def _reset(self) -> None:
         """Forgets all frames."""
-        self._state: MemoryState | None = None
+        self._state: Any = None  # a MemoryState or KVState
         self._method_states: list[Any] = [None] * len(self.methods.methods)
         self._tokens: int | None = None  # of a step, in the memory
         self._last_cells: Any = None  # the state of `_dtd`
@@ -184,10 +193,12 @@ class StreamSession:
         scenes = []
         if second < self._last - TOLERANCE:
             if self.memory.on_jump == "error":
-                raise ValueError(
-                    f"time goes back from {self._last:.3f} s to {second:.3f} s; give the memory on_jump='shift' to "
-                    "continue at the earlier time, or on_jump='reset' to forget all earlier frames"
+                remedy = (
+                    "give the memory on_jump='shift' to continue at the earlier time, or on_jump='reset' to forget all "
+                    "earlier frames"
                 )
+                remedy = "start another session" if self._kv else remedy
+                raise ValueError(f"time goes back from {self._last:.3f} s to {second:.3f} s; {remedy}")
             if self.memory.on_jump == "reset":
                 self._reset()
             else:
@@ -201,7 +212,9 @@ class StreamSession:
 
         The latter is that of a video with as many frames as the memory can return.
         """
-        slots = self.memory.cap + (self.memory.recent if self.memory.recent > 1 else 0)
+        slots = 1
+        if isinstance(self.memory, Memory):
+            slots = self.memory.cap + (self.memory.recent if self.memory.recent > 1 else 0)
         longest = torch.zeros(1, 3, *shape, dtype=torch.uint8).expand(slots * self.tubelet, -1, -1, -1)
         video = Video(longest, torch.arange(len(longest), dtype=torch.float64))
         self._shape, self._size = shape, self.backend.frame_size(self.model, self.processor, video)
@@ -212,12 +225,12 @@ class StreamSession:
         if not pending:
             return []
         cells, tokens, states = self._reduce(*self._encode(pending), self._method_states)
-        if self._tokens not in (None, tokens.N):
+        if self._kv is None and self._tokens not in (None, tokens.N):
             raise ValueError(
                 f"{self.methods.spec} leaves {tokens.N} tokens of this frame and {self._tokens} of earlier ones, but a "
                 "memory requires the same number; use methods with a budget per frame, such as '16/frame'"
             )
-        self._state = self.memory.push(tokens, self._state)
+        self._state = self._push(tokens, self._state)
         self._tokens, self._method_states = tokens.N, states
         if self.trigger is None:
             return []
@@ -225,6 +238,18 @@ class StreamSession:
         first, self._last_cells = self._last_cells is None, last
         # The first frame has no earlier one, so nothing in it can be dropped.
         return [] if first or not self.trigger(float(drop_ratios(kept)[0])) else [pending[0][1]]
+
+    def _push(self, tokens: Tokens, state: Any) -> Any:
+        """Returns the state of the memory after the tokens of a step; it may be changed in place."""
+        if self._kv is None:
+            return self.memory.push(tokens, state)  # type: ignore[union-attr]
+        assert self._others is not None and tokens.grid.times is not None
+        state = self._kv.start(tokens.grid, self._others) if state is None else state
+        if self._others.shape[1] != tokens.C:
+            raise ValueError(f"{self.backend.name} has DeepStack features, which {self.memory.name} does not support")
+        real = tokens.mask[0]
+        self._kv.push(state, tokens.features[0, real], tokens.positions[0, real, 1:], float(tokens.grid.times[0]))
+        return state
 
     def _encode(self, pending: Sequence[tuple[Tensor, float]]) -> tuple[VisualFeatures, float]:
         """Encodes the frames of one step; returns its rows and its second. The last frame is repeated if one misses."""
@@ -282,9 +307,11 @@ class StreamSession:
         state = self._state
         if self._pending:
             _, tokens, _ = self._reduce(*self._encode(self._pending), self._method_states)
-            state = self.memory.push(tokens, None if state is None else state.clone())
-        assert state is not None
+            state = self._push(tokens, None if state is None else state.copy() if self._kv else state.clone())
         clock.lap("encode")
+        if self._kv is not None:
+            return self._kv.ask(state, question, max_new_tokens, on_text, clock)
+        assert isinstance(self.memory, Memory)
         cues = self._read_cues(question, state.slots.features.shape[3])
         short = self._prompt(self.memory.read(state, **cues), float(state.clock[0, 0]), question, max_new_tokens)
         check_length(self.backend, self.model, short.inputs, max_new_tokens, "a smaller memory")
@@ -375,8 +402,11 @@ class StreamSession:
         """
         if self._is_empty:
             raise ValueError("no frame was pushed yet, so there is no state to save")
-        leaves = [] if self._state is None else tree_flatten(self._state)[0]
-        tensors = {f"memory.{index}": leaf for index, leaf in enumerate(leaves)}
+        if isinstance(self._state, KVState):
+            tensors = {f"memory.{name}": tensor for name, tensor in self._state.tensors().items()}
+        else:
+            leaves = [] if self._state is None else tree_flatten(self._state)[0]
+            tensors = {f"memory.{index}": leaf for index, leaf in enumerate(leaves)}
         tensors |= {f"pending.{index}": frame for index, (frame, _) in enumerate(self._pending)}
         for index, state in enumerate([*self._method_states, self._last_cells]):
             tensors |= {f"method.{index}.{number}": tensor for number, tensor in enumerate(_tensors(state))}
@@ -412,10 +442,15 @@ class StreamSession:
             cells, tokens, states = self._reduce(
                 *self._encode([(torch.zeros(3, *self._shape, dtype=torch.uint8), 0.0)]), self._method_states
             )
-            if "memory.0" in tensors:
-                leaves, structure = tree_flatten(self.memory.push(tokens))
-                saved = [_fit(tensors[f"memory.{index}"], leaf) for index, leaf in enumerate(leaves)]
-                self._state, self._tokens = tree_unflatten(saved, structure), tokens.N
+            if any(name.startswith("memory.") for name in tensors):
+                blank = self._push(tokens, None)
+                if isinstance(blank, KVState):
+                    self._state = _restore_slots(tensors, blank)
+                else:
+                    leaves, structure = tree_flatten(blank)
+                    saved = [_fit(tensors[f"memory.{index}"], leaf) for index, leaf in enumerate(leaves)]
+                    self._state = tree_unflatten(saved, structure)
+                self._tokens = tokens.N
                 last = None if self.trigger is None else self._dtd.step(cells)[1]
                 *self._method_states, self._last_cells = (
                     _replace_tensors(state, [tensors[f"method.{index}.{n}"] for n in range(len(_tensors(state)))])
@@ -444,6 +479,18 @@ def _fit(saved: Tensor, own: Tensor) -> Tensor:
     return saved.to(own.device)
 
 
+def _restore_slots(tensors: dict[str, Tensor], own: KVState) -> KVState:
+    """Returns the state in a file, after comparing the keys and values with those of the session's own."""
+    saved = {name.removeprefix("memory."): value for name, value in tensors.items() if name.startswith("memory.")}
+    for name, value in own.tensors().items():
+        shape, expected = list(saved[name].shape), list(value.shape)
+        if (saved[name].dtype, saved[name].ndim) != (value.dtype, value.ndim) or shape[:-2] + shape[-1:] != (
+            expected[:-2] + expected[-1:]
+        ):
+            raise _DoesNotFit(f"{saved[name].dtype} {shape} instead of {value.dtype} {expected}")
+    return KVState.from_tensors(saved, own.slots.keys[0].device)
+
+
 def _tensors(state: Any) -> list[Tensor]:
     """The tensors and numbers of the state of a causal method, None or a dataclass of these."""
     return [] if state is None else [torch.as_tensor(getattr(state, field.name)) for field in fields(state)]
@@ -460,15 +507,21 @@ def _replace_tensors(state: Any, tensors: Sequence[Tensor]) -> Any:
     return replace(state, **values)
 
 
-def _split_memory(chain: Pipeline) -> tuple[Pipeline, Memory]:
-    """Returns the methods before the memory of a chain, and the memory.
+def _split_memory(
+    chain: Pipeline, inside: Sequence[LayerMethod]
+) -> tuple[Pipeline, Memory | KVMemory, Sequence[LayerMethod]]:
+    """Returns the methods before the memory of a chain, the memory, and those inside the language model after it.
 
     Raises:
         ValueError: the last method is no memory, there is more than one, or an earlier one cannot be streamed.
     """
-    methods: list[Any] = list(chain.methods)
+    methods: list[Any] = [*chain.methods]
+    if inside and isinstance(inside[0], KVMemory):
+        methods, inside = [*methods, inside[0]], inside[1:]
+        if inside:
+            raise ValueError(f"{methods[-1].name} holds keys and values, which {inside[0].name} cannot drop; remove it")
     before, memory = methods[:-1], methods[-1] if methods else None
-    if not isinstance(memory, Memory):
+    if not isinstance(memory, Memory | KVMemory):
         raise ValueError(
             f"a stream requires a memory as the last method before the language model, such as {DEFAULT_MEMORY!r}; got "
             f"{chain.spec!r}"
@@ -480,4 +533,4 @@ def _split_memory(chain: Pipeline) -> tuple[Pipeline, Memory]:
             raise ValueError(f"{method.name} acts inside the vision tower, which a stream does not support; remove it")
     pipeline = Pipeline(before)
     pipeline.check_causal()
-    return pipeline, memory
+    return pipeline, memory, inside

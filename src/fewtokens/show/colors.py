@@ -41,6 +41,7 @@ _METHODS = (
     "tdc", "videostreaming", "video_xl_pro", "vidcompress", "token_turing_memory", "ma_lmm", "lion_fs",
     "videollm_mod",
     "free_video_llm", "dcode_tokens", "b_vllm", "iva", "marc",
+    "ring_cache", "videoscan_cache", "video_xl",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 
