@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fewtokens import data as data
     from fewtokens import encoders as encoders
     from fewtokens import evaluation as evaluation
+    from fewtokens import jobs as jobs
     from fewtokens import llm as llm
     from fewtokens import methods as methods
     from fewtokens import networks as networks
@@ -84,8 +85,8 @@ _MODULES = {
 
 # Imported on first use as attributes, as in `fewtokens.llm.load`.
 _SUBPACKAGES = (
-    "core", "data", "encoders", "evaluation", "llm", "methods", "networks", "profiling", "selection", "serve", "show",
-    "tokenizers", "train", "video",
+    "core", "data", "encoders", "evaluation", "jobs", "llm", "methods", "networks", "profiling", "selection", "serve",
+    "show", "tokenizers", "train", "video",
 )  # fmt: skip
 
 __all__ = ["__version__", *_MODULES]

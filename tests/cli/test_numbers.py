@@ -22,6 +22,7 @@ WORDS = {
     "demo": ["--frames", "2", "--size", "32", "--out", "OUT"],
     "cost": ["vit_ti16", "--size", "32"],
     "tokenize": ["CLIP", "--size", "32", "--out", "OUT"],
+    "export": ["CLIP", "OUT", "--format", "shards"],
     "words": ["CLIP", "--size", "32", "--words", "4", "--out", "OUT.safetensors"],
     "bench": ["CLIP", "--with", "uniform", "--keep", "0.5", "--frames", "2", "--size", "32", "--repeats", "1",
               "--out", "OUT"],
@@ -35,6 +36,8 @@ REQUIRED = {
     ("cost", "--accuracy"): ["--with", "uniform"],
     ("cost", "--batch"): ["--time"],
     ("cost", "--repeats"): ["--time"],
+    ("tokenize", "--workers"): ["--engine", "local"],
+    ("tokenize", "--per-shard"): ["--engine", "local"],
     ("tokenize", "--chunk"): ["--chunked", "--with", "rlt"],
     ("tokenize", "--events"): ["--chunked", "--with", "rlt"],
 }

@@ -54,6 +54,9 @@ class TestGroups:
 SAMPLES = {
     ("tokenize", "whole"): "clip.mp4 --out o",
     ("tokenize", "chunked"): "clip.mp4 --chunked --out o",
+    ("tokenize", "job"): "'clips/*.mp4' --out o",
+    ("tokenize", "no job"): "clip.mp4 --out o",
+    ("tokenize", "local"): "clip.mp4 --engine local --out o",
     ("tokenize", "patches"): "clip.mp4 --encoder patches --out o",
     ("tokenize", "selecting"): "clip.mp4 --select uniform_frames --out o",
     ("tokenize", "not selecting"): "clip.mp4 --out o",
@@ -86,6 +89,8 @@ SAMPLES = {
 # Values of options that are checked before anything runs; others accept any text.
 VALUES = {
     "--device": "cpu",
+    "--engine": "local",
+    "--format": "shards",
     "--dtype": "float32",
     "--with": "uniform",
     "--tokenizer": "tubelet > tubelet",

@@ -92,6 +92,14 @@ def printed(tmp_path_factory) -> dict[str, list[Any]]:
         run("tokenize", clip, "--frames", 4, *small, "--out", folder / "tokens.safetensors"),
         run("tokenize", clip, "--chunked", "--with", "rlt", "--events", 0.5, *small, "--out", folder / "chunks"),
     ]
+    (folder / "list.txt").write_text(f"{clip}\nnone.mp4\n", encoding="utf-8")
+    done = CliRunner().invoke(
+        app, [*map(str, ("tokenize", folder / "list.txt", *small, "--workers", 1, "--out", folder / "job"))]
+    )
+    found["tokenize, a job"] = [json.loads(done.stdout)]
+    found["Manifest of a job"] = lines(folder / "job/manifest/000000.jsonl")
+    shards = ("--format", "shards", "--json")
+    found["export"] = [run("export", folder / "tokens.safetensors", folder / "shards", *shards)]
     spec = "tubelet(8, stride=(2, 8, 8)) | lfq(3) > tubelet(stride=(2, 8, 8))"
     code = folder / "code.safetensors"
     found["encode"] = [run("encode", clip, "--tokenizer", spec, "--device", "cpu", "--out", code, "--json")]

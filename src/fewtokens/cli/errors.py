@@ -23,6 +23,7 @@ _LIMITS = {
     "frames": 1_000_000, "size": 16_384, "davis_size": 16_384, "resize": 16_384, "patch": 1024, "number": 1_000_000,
     "repeats": 100_000, "batch": 1_000_000, "chunk": 1_000_000, "clips": 10_000, "crops": 10_000, "text": 10_000_000,
     "classes": 1_000_000, "workers": 1024, "seeds": 10_000, "side_by_side": 10_000, "rollouts": 1_000_000,
+    "per_shard": 1_000_000,
 }  # fmt: skip
 # Verbs that begin the reason of `refuse`.
 _SINGULAR = {"are": "is", "have": "has", "need": "needs", "require": "requires"}

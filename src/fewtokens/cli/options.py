@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewtokens.core.checks import check_device, check_dtype, check_near, check_scorer
+from fewtokens.core.checks import check_device, check_dtype, check_engine, check_format, check_near, check_scorer
 from fewtokens.core.hub import check_hub_id, check_on_hub
 from fewtokens.core.network_names import parse_name
 
@@ -270,6 +270,49 @@ class RunOptions:
 
     device: DeviceOption = "auto"
     seed: SeedOption = 0
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How a job, a run over many videos, is done."""
+
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            help="local (processes of this machine) or ray (a cluster). Default: local for a list, folder or pattern.",
+            rich_help_panel=RUN,
+        ),
+        Check(check_engine),
+    ] = None
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="With --engine ray: address of a cluster. Default: start one on this machine.",
+            rich_help_panel=RUN,
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes of a job. Default: one per GPU or core.", rich_help_panel=RUN),
+    ] = None
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try videos again that failed in an earlier run.", rich_help_panel=RUN)
+    ] = False
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="safetensors (a file per video), shards (of safetensors), webdataset, parquet or hf (Hugging Face "
+            "datasets). Default: safetensors.",
+            rich_help_panel=OUTPUT,
+        ),
+        Check(check_format),
+    ] = None
+    per_shard: Annotated[
+        int, typer.Option("--per-shard", min=1, help="Videos per shard of a job.", rich_help_panel=OUTPUT)
+    ] = 100
 
 
 def names_of(*groups: type, without: tuple[str, ...] = ()) -> tuple[str, ...]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,61 +14,8 @@ from fewtokens.cli.console import log
 from fewtokens.cli.errors import check_folder
 from fewtokens.core.identity import describe_source, rename_encoder_keys
 from fewtokens.core.keys import current_keys
+from fewtokens.core.names import distinct_names, unique_paths
 from fewtokens.core.plain import conform
-
-# File systems limit the bytes of a name; a suffix is added to these names.
-_MAX_BYTES = 255 - len(".safetensors")
-# Names of files that a run writes in addition to its results.
-_RESERVED = ("failed.jsonl",)
-
-
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Returns a distinct name for the result of each path, ignoring case and Unicode composition.
-
-    The name is the stem; if two stems are equal, all parts of the path; if that is ambiguous, or too long for a file
-    name, a digest of the absolute path is appended.
-    """
-    stems = Counter(_folded(path.stem) for path in paths)
-    names = [
-        path.stem
-        if stems[_folded(path.stem)] == 1
-        else "_".join(part for part in path.parts if part not in (path.anchor, "..", "."))
-        for path in paths
-    ]
-    counts = Counter(_folded(name) for name in names)
-    return [
-        name if counts[_folded(name)] == 1 and _is_free(name) else _with_digest(name, path)
-        for name, path in zip(names, paths, strict=True)
-    ]
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _is_free(name: str) -> bool:
-    return (
-        len(os.fsencode(name)) <= _MAX_BYTES
-        and _folded(name) not in _RESERVED
-        and not name.startswith(".fewtokens-")
-        and bool(name.strip(". "))
-    )
-
-
-def _with_digest(name: str, path: Path) -> str:
-    digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:10]
-    name = name.lstrip(".")
-    while len(os.fsencode(name)) > _MAX_BYTES - len(digest) - 1:
-        name = name[:-1]
-    return f"{name}-{digest}"
-
-
-def unique_paths(paths: Iterable[Path]) -> list[Path]:
-    """Returns the paths in their order, without repetitions of a location."""
-    unique: dict[str, Path] = {}
-    for path in paths:
-        unique.setdefault(os.path.abspath(path), path)
-    return list(unique.values())
 
 
 def token_files(videos: list[Path], target: Path, chunked: bool = False) -> list[tuple[Path, Path]]:

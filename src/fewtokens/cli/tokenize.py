@@ -21,6 +21,7 @@ from fewtokens.cli.options import (
     INPUT,
     OUTPUT,
     EncoderOptions,
+    JobOptions,
     JsonOption,
     MethodOptions,
     OverwriteOption,
@@ -42,6 +43,7 @@ from fewtokens.cli.pipelines import (
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import check_request, check_source, report_damaged, source_now, token_files
 from fewtokens.cli.tokenize_chunks import tokenize_chunks
+from fewtokens.cli.tokenize_job import TokenizeWork, is_job, run_tokenize_job
 
 if TYPE_CHECKING:
     from fewtokens.core.ahead import Check
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     "fewtokens tokenize videos/*.mp4 --encoder facebook/dinov2-small --with kmeans --keep 32 --out tokens/",
     "fewtokens tokenize long.mp4 --chunked --fps 2 --with rlt --out long/",
     'fewtokens tokenize film.mp4 --select "scene_changes(keep=32)" --with tome --out film.safetensors',
+    'fewtokens tokenize archive/ --with "tome(keep=0.1)" --engine ray --format webdataset --out tokens/',
     'fewtokens tokenize film.mp4 --select aks --question "Who opens it?" --scorer clip:models/clip --out film/',
     modes=(
         Mode("whole", lambda values: not values["chunked"], ("chunk", "events"), "require --chunked"),
@@ -70,13 +73,29 @@ if TYPE_CHECKING:
             "require --select",
         ),
         PATCHES,
+        Mode(
+            "job", is_job, ("chunked", "overwrite"),
+            "cannot be combined with a job (a list, folder or pattern of videos, --engine, --format)",
+        ),
+        Mode(
+            "no job", lambda values: not is_job(values), ("address", "workers", "retry", "per_shard"),
+            "require a job (a list, folder or pattern of videos, --engine, --format)",
+        ),
+        Mode(
+            "local", lambda values: is_job(values) and values["engine"] != "ray", ("address",), "require --engine ray",
+        ),
     ),
 )  # fmt: skip
 def tokenize(
     videos: VideosArgument,
     target: Annotated[
-        Path,
-        typer.Option("--out", help="Output .safetensors file (one video), or output folder.", rich_help_panel=OUTPUT),
+        str,
+        typer.Option(
+            "--out",
+            metavar="PATH",
+            help="Output .safetensors file (one video), or output folder; of a job also a URI such as s3://bucket/tokens.",
+            rich_help_panel=OUTPUT,
+        ),
     ],
     reading: ReadOptions,
     encoding: EncoderOptions,
@@ -107,6 +126,7 @@ def tokenize(
             rich_help_panel=OUTPUT,
         ),
     ] = 0.1,
+    jobs: JobOptions = JobOptions(),
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,23 +138,33 @@ def tokenize(
 
     With --chunked, a video of any length is read in chunks. Each chunk is written to a file in a folder (load them with
     fewtokens.core.streaming.load), and times of scene changes are printed.
+
+    A list (.txt, a path or URL per line), a folder of videos or a pattern in quotes is a job: its videos are processed
+    in shards by several processes or a Ray cluster, and manifest.parquet in the output folder has a row per video. The
+    same command resumes a job; videos that failed are tried again only with --retry.
     """
-    jobs = token_files(videos, target, chunked)
-    single = len(jobs) == 1
-    if single:
-        check_exists(jobs[0][0])
     check_reading(reading)
+    if is_job({"videos": videos, "engine": jobs.engine, "format": jobs.format}):
+        run_tokenize_job(
+            videos, target, jobs, TokenizeWork(method, encoding, run, reading, selecting, question), as_json
+        )
+        return
+    out = Path(target)
+    tasks = token_files(videos, out, chunked)
+    single = len(tasks) == 1
+    if single:
+        check_exists(tasks[0][0])
     selects = selection_of(selecting, question, run)
     pipeline = make_pipeline(method, encoding, run)
     from fewtokens.core import files
 
     chunk_reading: dict[str, Any] = asdict(reading) | {"chunk": chunk, "events": events}
     del chunk_reading["frames"]
-    files.sweep(jobs[0][1].parent)
-    batch = Batch(len(jobs), "video", target)
+    files.sweep(tasks[0][1].parent)
+    batch = Batch(len(tasks), "video", out)
     assert pipeline.encoder is not None
     unit = "videos" if not single else "seconds of video" if chunked else "frames"
-    with progress(unit, None if single else len(jobs)) as advance, ExitStack() as threads:
+    with progress(unit, None if single else len(tasks)) as advance, ExitStack() as threads:
         if single:
             pipeline.encoder.progress = advance
         results: Iterator[Callable[[], dict[str, Any]]]
@@ -142,11 +172,11 @@ def tokenize(
             report = advance if single else None
             results = (
                 partial(tokenize_chunks, pipeline, video, path, chunk_reading, run.seed, overwrite, report)
-                for video, path in jobs
+                for video, path in tasks
             )
         else:
-            results = threads.enter_context(_tokenize_ahead(pipeline, jobs, reading, selects, run.seed, overwrite))
-        for number, ((video, _), result) in enumerate(zip(jobs, results, strict=True)):
+            results = threads.enter_context(_tokenize_ahead(pipeline, tasks, reading, selects, run.seed, overwrite))
+        for number, ((video, _), result) in enumerate(zip(tasks, results, strict=True)):
             try:
                 row = result()
             except (ValueError, OSError) as error:

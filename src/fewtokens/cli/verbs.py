@@ -19,6 +19,7 @@ VERBS = {
     "models": "List the networks, or describe one.",
     "cost": "Count operations, parameters, memory and time of a network.",
     "tokenize": "Turn videos into few tokens and save them.",
+    "export": "Copy tokens to WebDataset, Parquet or Hugging Face datasets.",
     "encode": "Encode videos with a tokenizer, to files that can be decoded.",
     "decode": "Decode encoded videos to videos and images.",
     "tokenizers": "List the tokenizers, or describe one.",

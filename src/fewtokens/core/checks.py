@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import math
+import os
 from pathlib import Path
 
 # In the order in which "auto" prefers them.
@@ -14,8 +16,12 @@ SCORERS = (
     "'model' (its language model)"
 )
 SUFFIXES = (".png", ".html", ".mp4", ".gif")
+IMAGES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
 STYLES = ("fill", "outline", "mean")  # see `fewtokens.show.overlay`
 MAX_COLUMNS = 5  # of a comparison as a .png
+
+ENGINES = ("local", "ray")  # of a job, see `fewtokens.jobs`
+TOKEN_FORMATS = ("safetensors", "shards", "webdataset", "parquet", "hf")
 
 # The folders that a data set must contain.
 LAYOUTS = {
@@ -23,6 +29,15 @@ LAYOUTS = {
     "JHMDB": ("joint_positions", "Rename_Images"),
     "VIP": ("Images", "Annotations/Category_ids"),
 }
+
+
+def is_collection(text: str) -> bool:
+    """Whether a path names several videos: a list (.txt), a pattern, or a folder without images directly in it."""
+    path = Path(text)
+    if path.is_dir():
+        with os.scandir(path) as entries:
+            return not any(Path(entry.name).suffix.lower() in IMAGES for entry in entries)
+    return (not path.exists() and glob.has_magic(text)) or path.suffix.lower() == ".txt"
 
 
 def check_device(name: str) -> None:
@@ -36,6 +51,18 @@ def check_dtype(name: str) -> None:
     """Raises ValueError if this is not the name of a dtype."""
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+
+
+def check_engine(name: str) -> None:
+    """Raises ValueError if this is not the name of an engine of jobs."""
+    if name not in ENGINES:
+        raise ValueError(f"engine must be {' or '.join(ENGINES)}, got {name!r}")
+
+
+def check_format(name: str) -> None:
+    """Raises ValueError if this is not the name of a format of token data sets."""
+    if name not in TOKEN_FORMATS:
+        raise ValueError(f"format must be one of {', '.join(TOKEN_FORMATS)}, got {name!r}")
 
 
 def check_scorer(name: str) -> None:

@@ -97,6 +97,11 @@ def split_hidden(
 
 def save(tokens: Tokens, path: str | Path, meta: Mapping[str, Any]) -> Path:
     """Writes a token file, see `Tokens.save`."""
+    return files.save(path, "tokens", *to_file(tokens, meta))
+
+
+def to_file(tokens: Tokens, meta: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the header of a token file."""
     grid = {
         "shape": list(tokens.grid.shape),
         "times": None if tokens.grid.times is None else tokens.grid.times.tolist(),
@@ -104,9 +109,7 @@ def save(tokens: Tokens, path: str | Path, meta: Mapping[str, Any]) -> Path:
     }
     tensors = {name: getattr(tokens, name) for name in TENSORS if getattr(tokens, name) is not None}
     tensors |= {f"aux.{name}": value for name, value in tokens.aux.items()}
-    return files.save(
-        path, "tokens", tensors, {"grid": grid, "dropped": tokens.dropped, "meta": {**tokens.meta, **meta}}
-    )
+    return tensors, {"grid": grid, "dropped": tokens.dropped, "meta": {**tokens.meta, **meta}}
 
 
 def load(kind: type[Tokens], path: str | Path, device: str | torch.device) -> Tokens:
@@ -118,6 +121,21 @@ def load(kind: type[Tokens], path: str | Path, device: str | torch.device) -> To
     """
     header: Header = conform(files.load_header(path, "tokens"), Header, f"{path}: a damaged token file")
     tensors, _ = files.load(path, "tokens", device)
+    return from_file(kind, tensors, header, str(path))
+
+
+def from_file(kind: type[Tokens], tensors: dict[str, Tensor], header: Header, label: str) -> Tokens:
+    """Tokens from the tensors and the header of a token file.
+
+    Args:
+        kind: the class `Tokens`, which this module cannot import.
+        tensors: by name.
+        header: the header, of the right types.
+        label: start of the error message.
+
+    Raises:
+        ValueError: they do not belong together.
+    """
     try:
         T, H, W = header["grid"]["shape"]
         times, lengths = header["grid"]["times"], header["grid"]["lengths"]
@@ -133,7 +151,7 @@ def load(kind: type[Tokens], path: str | Path, device: str | torch.device) -> To
         _check_tensors(fields)
         return kind(**fields, grid=grid, dropped=header.get("dropped", "lost"), aux=aux, meta=header["meta"]).check()
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: a damaged token file ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{label}: a damaged token file ({' '.join(str(error).split())})") from None
 
 
 def _current_format(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -362,21 +362,28 @@ def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[s
     Raises:
         OSError: the disk is full, or the path is not writable.
     """
+    path = Path(path)
+    with atomic_file(path) as temporary:
+        write_tensors(temporary, kind, tensors, header, path)
+    return path
+
+
+def write_tensors(
+    temporary: Path, kind: str, tensors: dict[str, Tensor], header: dict[str, Any], path: str | Path
+) -> None:
+    """Writes the content of `save` to a temporary file; errors name `path`."""
     versions = {
         "fewtokens": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
     text = json.dumps({"kind": kind, "version": FORMAT_VERSION, "versions": versions, **header})
-    path = Path(path)
-    with atomic_file(path) as temporary:
-        # safetensors does not write tensors that share storage, such as expanded views.
-        copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        try:
-            save_file(copies, temporary, metadata={"format": "pt", "fewtokens": text})
-        except SafetensorError as error:  # neither an OSError nor a ValueError
-            raise as_os_error(error, path) from None
-    return path
+    # safetensors does not write tensors that share storage, such as expanded views.
+    copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    try:
+        save_file(copies, temporary, metadata={"format": "pt", "fewtokens": text})
+    except SafetensorError as error:  # neither an OSError nor a ValueError
+        raise as_os_error(error, path) from None
 
 
 def as_os_error(error: SafetensorError, path: str | Path) -> OSError:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewtokens.core.checks import IMAGES
 from fewtokens.video.decode import DEFAULT_FPS
 from fewtokens.video.scale import Scaler
 from fewtokens.video.select import MAX_PIXELS, Size, check_pixels
@@ -23,12 +24,11 @@ if TYPE_CHECKING:
 # Accepted formats, regardless of the file name. Pillow supports others that start external programs (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # GIF is read as a video.
-_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
 
 
 def is_image(path: Path) -> bool:
     """Whether the file name has the suffix of an image."""
-    return path.suffix.lower() in _SUFFIXES
+    return path.suffix.lower() in IMAGES
 
 
 class Animation:
@@ -80,7 +80,7 @@ class Folder:
         files = [file for file in path.iterdir() if is_image(file) and file.name[0] != "." and file.is_file()]
         if not files:
             raise VideoError(
-                f"{path}: a folder without images ({', '.join(sorted(_SUFFIXES))}); pass video files individually"
+                f"{path}: a folder without images ({', '.join(sorted(IMAGES))}); pass video files individually"
             )
         self._files = sorted(files, key=_natural_key)
         self.times: NDArray[np.float64] = np.arange(len(files)) / DEFAULT_FPS

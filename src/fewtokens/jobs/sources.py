@@ -1,0 +1,100 @@
+"""The videos of a job: from lists, folders and patterns; URLs are downloaded when their turn comes."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+
+from fewtokens.core.checks import is_collection
+from fewtokens.core.files import read_lines
+from fewtokens.data.folders import walk
+from fewtokens.data.lists import VIDEOS
+from fewtokens.video.images import is_image
+
+# Seconds without a byte after which a download fails, and the largest download.
+TIMEOUT, MAX_BYTES = 30.0, 64 << 30
+
+
+def find_sources(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Finds videos.
+
+    Args:
+        arguments: videos; folders, which are searched at any depth for videos and folders of images; patterns such as
+            "videos/**/*.mp4"; and lists, .txt files with a path or URL per line (paths are relative to the list).
+
+    Returns:
+        (path or URL as given, absolute path or URL) of each video, once. Files that a list names need not exist.
+
+    Raises:
+        ValueError: an argument names no video.
+    """
+    found: dict[str, str] = {}
+    for text in arguments:
+        count = len(found)
+        for path in _expand(text):
+            found.setdefault(path if is_url(path) else os.path.abspath(path), path)
+        if len(found) == count and not any(True for _ in _expand(text)):
+            raise ValueError(f"{text}: no videos; expected a video, a folder, a pattern or a .txt with one per line")
+    return [(path, location) for location, path in found.items()]
+
+
+def _expand(text: str) -> Iterator[str]:
+    path = Path(text)
+    if not is_collection(text):
+        if not path.exists():
+            raise ValueError(f"{text}: no such file or folder")
+        yield text
+    elif path.is_dir():
+        for folder, names in walk(path, []):
+            yield from (os.path.join(folder, name) for name in names if Path(name).suffix.lower() in VIDEOS)
+            if any(is_image(Path(name)) for name in names if Path(name).suffix.lower() not in VIDEOS):
+                yield folder
+    elif path.suffix.lower() == ".txt":
+        for _, line in read_lines(path):
+            entry = line.strip()
+            yield entry if is_url(entry) else os.path.join(path.parent, entry)
+    else:
+        yield from sorted(glob.glob(text, recursive=True))
+
+
+def is_url(location: str) -> bool:
+    """Whether this is a URL, not a path."""
+    return "://" in location
+
+
+@contextmanager
+def local_file(location: str, check: Callable[..., None] = lambda: None) -> Iterator[Path]:
+    """Yields the local path of a video; that of a URL (http, https) is a temporary file.
+
+    Args:
+        location: path or URL.
+        check: called during a download; may raise an error to end it.
+
+    Raises:
+        ValueError: the URL cannot be reached, or the file is too large.
+    """
+    if not is_url(location):
+        yield Path(location)
+        return
+    if not location.startswith(("http://", "https://")):
+        raise ValueError(f"{location}: only http and https URLs can be read; mount or copy the file")
+    with tempfile.TemporaryDirectory(prefix="fewtokens-") as folder:
+        path = Path(folder, "video" + Path(location.partition("?")[0]).suffix[:8].replace("/", ""))
+        try:
+            with urllib.request.urlopen(location, timeout=TIMEOUT) as reply, open(path, "wb") as file:
+                while block := reply.read(1 << 20):
+                    check()
+                    file.write(block)
+                    if file.tell() > MAX_BYTES:
+                        raise ValueError(f"{location}: larger than {MAX_BYTES >> 30} GiB")
+        except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise ValueError(f"{location}: cannot be downloaded ({' '.join(str(reason).split())})") from None
+        yield path
