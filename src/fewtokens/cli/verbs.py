@@ -28,6 +28,7 @@ VERBS = {
     "words": "Fit the vocabulary of the method visual_words.",
     "bench": "Compare methods on your videos with your encoder.",
     "show": "Draw the region of the video that each token stands for.",
+    "page": "Compare methods on your clips in a browser.",
     "train": "Train a network on your images or videos.",
     "eval": "Score a trained network or a frozen encoder.",
     "doctor": "Check the installation and optional dependencies.",

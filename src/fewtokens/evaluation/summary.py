@@ -33,7 +33,7 @@ UNSHOWN = {
     "total_ms_spread", "total_ms_min", "total_ms_max",
 }  # fmt: skip
 # What a column means, its unit, and which direction is better.
-_NOTES = {
+NOTES = {
     "tokens": "tokens that remain of a clip. Lower is cheaper",
     "cosine": (
         "cosine similarity between reconstructed and full features, mean over cells, from -1 (opposite) to 1 (equal). "
@@ -151,7 +151,7 @@ def describe_columns(summary: Sequence[dict[str, Any]], *, ranges: bool = True) 
         notes.append("+ tome: the method cannot reach this budget, so tome merged its tokens down to it.")
     if any(line.get("over_budget") for line in summary):
         notes.append("over budget: the method returned more tokens than requested. Do not rank this row.")
-    notes += [f"{heading(name)}: {_NOTES[name]}." for name in names if name in _NOTES]
+    notes += [f"{heading(name)}: {NOTES[name]}." for name in names if name in NOTES]
     if not ranges:
         notes.append("Times are medians over the runs.")
     elif any(line["total_ms_min"] < line["total_ms_max"] for line in summary if line.get("total_ms_min") is not None):

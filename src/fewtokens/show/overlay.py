@@ -85,16 +85,23 @@ def heat(frames: Tensor, tokens: Tokens, token: int) -> Tensor:
     if not 0 <= token < int(tokens.count[0]):
         raise ValueError(f"token must be in 0..{int(tokens.count[0]) - 1}, got {token}")
     weights = tokens.cell_weights(torch.tensor([token], device=tokens.device))
-    return _glow(frames, weights.detach().cpu().float().reshape(tokens.grid.shape).clamp(min=0))
+    return glow(frames, weights.detach().cpu().float().reshape(tokens.grid.shape).clamp(min=0))
 
 
-def _glow(frames: Tensor, weights: Tensor) -> Tensor:
-    """Draws nonnegative weights of cells [t,h,w] over frames; returns uint8 [T,3,H,W]."""
+def glow(frames: Tensor, weights: Tensor, peak: float | None = None) -> Tensor:
+    """Draws nonnegative weights of cells as a glow over frames; returns uint8 [T,3,H,W].
+
+    Args:
+        frames: uint8 [T,3,H,W].
+        weights: [t,h,w], of a grid that fits the frames as in `token_map`.
+        peak: the weight that is drawn brightest. Default: the largest.
+    """
     T, _, height, width = frames.shape
     t, y, x = (torch.arange(n) * cells // n for n, cells in zip((T, height, width), weights.shape, strict=True))
-    glow = (weights / weights.max().clamp(min=1e-12))[t][:, y][:, :, x][..., None]
+    scale = weights.max() if peak is None else torch.tensor(peak)
+    light = (weights / scale.clamp(min=1e-12)).clamp(max=1)[t][:, y][:, :, x][..., None]
     image = frames.cpu().float().permute(0, 2, 3, 1) / 255
-    image = image.mean(-1, keepdim=True) * 0.5 * (1 - glow) + glow * glow_colors(glow[..., 0])
+    image = image.mean(-1, keepdim=True) * 0.5 * (1 - light) + light * glow_colors(light[..., 0])
     return (image.clamp(0, 1) * 255).round().byte().permute(0, 3, 1, 2).contiguous()
 
 
@@ -136,7 +143,7 @@ def maps(
         for t, part, ids in zip(indices, weights, used, strict=True):
             if row < len(ids):
                 above = part[ids[row]] - part[ids[row]].min()
-                images.append(_glow(frames[t : t + 1], above.reshape(1, H, W))[0])
+                images.append(glow(frames[t : t + 1], above.reshape(1, H, W))[0])
                 captions.append(f"token {ids[row]}")
             else:
                 images.append(torch.zeros_like(frames[t]).cpu())

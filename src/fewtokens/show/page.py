@@ -97,6 +97,12 @@ def plain(value: float | int | str) -> float | int | str:
 
 
 def as_jpeg(frame: Tensor) -> str:
+    """Returns a frame uint8 [3,H,W] as the URL of a JPEG."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg_bytes(frame)).decode()
+
+
+def jpeg_bytes(frame: Tensor) -> bytes:
+    """Returns a frame uint8 [3,H,W] as a JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(frame.permute(1, 2, 0).cpu().numpy()).save(buffer, format="JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

@@ -11,10 +11,14 @@ from typing import Any
 from fewtokens.core.files import write_text
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;color:#1c1e24;max-width:1240px;margin:32px auto;padding:0 20px}"
-    "img{max-width:100%;border:1px solid #e1e3e8}table{border-collapse:collapse;margin:8px 0 20px}"
-    "td,th{text-align:left;padding:3px 16px 3px 0;border-bottom:1px solid #e1e3e8;font-weight:normal}"
-    "td{font-variant-numeric:tabular-nums}.note{color:#696e7a}details{margin:20px 0}"
+    ":root{color-scheme:light dark;--paper:#fff;--ink:#1c1e24;--soft:#5b616e;--line:#e1e3e8}"
+    "@media(prefers-color-scheme:dark){:root{--paper:#14161b;--ink:#eceef3;--soft:#a4abba;--line:#363b47}}"
+    "body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1240px;"
+    "margin:32px auto;padding:0 20px}"
+    "img{max-width:100%;border:1px solid var(--line)}table{border-collapse:collapse;margin:8px 0 20px}"
+    "td,th{text-align:left;padding:3px 16px 3px 0;border-bottom:1px solid var(--line);font-weight:normal;"
+    "overflow-wrap:anywhere}"
+    "td{font-variant-numeric:tabular-nums}.note{color:var(--soft)}details{margin:20px 0}"
 )
 
 
@@ -49,7 +53,10 @@ def write_run_page(
                 f'<img alt="{html.escape(heading)}" src="data:image/png;base64,{data}">'
             )
     parts.append(f"<details><summary>Settings</summary>{_table(settings)}</details>")
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+    head = (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{html.escape(title)}</title>"
+    )
     write_text(path, f"{head}<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n")
     return Path(path)
 
