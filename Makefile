@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 NEWEST := torch transformers av accelerate
 LOWEST := transformers==$(shell sed -n 's/^llm = .*transformers>=\([0-9.]*\),<.*/\1/p' pyproject.toml)
 
-.PHONY: demo check test test-newest test-lowest test-vllm lint format docs bench clean
+.PHONY: demo check test test-newest test-lowest test-vllm test-package gpu-check lint format docs bench clean
 
 demo: $(READY)
 	$(BIN)/fewtokens demo --out demo
@@ -35,10 +35,19 @@ test-lowest: .venv-lowest/.ready
 test-vllm: .venv-vllm/.ready
 	.venv-vllm/bin/python -m pytest tests/serve/engine tests/serve/test_signatures.py
 
+# Wheel and sdist in fresh environments of each Python on PATH, each extra alone: some 2 minutes an extra.
+test-package: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt build
+	$(BIN)/python packaging/check.py
+
+# At most 8 minutes on one GPU: tests, laws and benchmarks that need one; without a GPU, the same script skips them.
+gpu-check: $(READY)
+	$(BIN)/python benchmarks/gpu_check.py
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/codespell src tests docs benchmarks examples *.md *.toml Makefile
+	$(BIN)/codespell src tests docs benchmarks examples packaging *.md *.toml Makefile
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
@@ -53,7 +62,7 @@ docs: $(VENV)/.ready-docs
 	$(BIN)/python docs/check_links.py
 
 bench: $(READY)
-	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$script" || exit 1; done
+	for script in $(filter-out benchmarks/common.py benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$script" || exit 1; done
 
 # Rebuilt if the requirements change.
 $(READY): pyproject.toml constraints.txt

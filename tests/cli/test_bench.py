@@ -87,6 +87,12 @@ def test_everything_is_written(finished):
     for name in ("cosine", "rare_cosine", "j_and_f", "psnr_db", "rank_correlation"):
         with Image.open(out / f"{name}.png") as picture:
             assert picture.width > 1000
+        assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    tenth = [line for line in results["summary"] if line["keep"] == 0.1]
+    assert [line["cosine"] for line in tenth] == sorted((line["cosine"] for line in tenth), reverse=True)
+    assert [line["standing"] for line in tenth].count("best") == 1 and tenth[0]["standing"] == "best"
+    assert "**best**" in text and "best has the best cosine at this budget" in text
+    assert "for the remaining 50 measurements" in done.stderr
     page = (out / "index.html").read_text()
     assert page.count("data:image/jpeg") == 3 * 6
     assert "{{" not in page.split("<script")[0]
@@ -107,6 +113,15 @@ def test_a_stopped_run_resumes(finished, folder):
     assert len(rows) == len(lines)
     message = error_line(run(*[32 if word == 64 else word for word in words], "--out", out, code=2))
     assert "other settings: size" in message
+
+
+def test_a_quick_look(folder, tmp_path):
+    words = ("--with", "uniform", "--keep", "0.1,0.5", "--size", 64, "--frames", 12, "--quick", "--sort", "total_ms")
+    report = json.loads(run("bench", folder / "videos", *words, "--out", tmp_path / "out", "--json").stdout)
+    assert report["settings"]["frames"] == 8 and {line["clips"] for line in report["summary"]} == {1}
+    assert {line["keep"] for line in report["summary"]} == {1.0, 0.1}
+    times = [line["total_ms"] for line in report["summary"][1:]]
+    assert times == sorted(times)
 
 
 def test_compare_two_runs(finished, tmp_path):
@@ -138,6 +153,9 @@ def test_a_broken_clip_is_reported_and_skipped(folder, tmp_path):
         (["--out", "o"], "give videos"),
         (["VIDEO", "--out", "o", "--keep", "2.0"], "keep must be"),
         (["VIDEO", "--out", "o", "--keep", ","], "at least one budget"),
+        (["VIDEO", "--out", "o", "--sort", "speed"], "--sort must be one of cosine"),
+        (["VIDEO", "--out", "o", "--sort", "j_and_f"], "requires --davis"),
+        (["VIDEO", "--out", "o", "--sort", "rank_correlation"], "at least 3 clips, got 1"),
         (["VIDEO", "--out", "o", "--with", "tomme"], "did you mean"),
         (["VIDEO", "--out", "o", "--with", "visionzip"], "does not provide"),
         (["VIDEO", "--out", "o", "--with", "vid_tldr"], "between the blocks"),

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from fewtokens import Tokens
-from fewtokens.cli import VERBS, app
+from fewtokens.cli import VERBS, app, doctor
 from fewtokens.core import registry
 from fewtokens.core.grid import Grid
 from fewtokens.core.memory import Memory
@@ -165,6 +165,19 @@ def test_doctor():
     assert report["packages"]["huggingface-hub"]["extra"] == "hf" and "mkdocs" not in report["packages"]
     assert report["decoders"]["h264"]
     assert "pip install" in run("doctor").stdout or "All packages are installed" in run("doctor").stdout
+
+
+def test_doctor_names_the_command_for_each_package(monkeypatch):
+    installed = {"transformers": "5.3.0", "huggingface-hub": "1.2.0", "av": None, "matplotlib": None, "peft": None}
+    known = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: installed.get(name, known(name)))
+    packages = doctor.examine()["packages"]
+    # New enough for encoders, too old for video language models.
+    assert packages["transformers"]["problem"] == "must be <5.25,>=5.0,>=5.19: pip install 'fewtokens[llm]'"
+    assert packages["huggingface-hub"]["problem"] is None and "llm" in packages["huggingface-hub"]["extras"]
+    assert packages["matplotlib"]["problem"] == "missing: pip install 'fewtokens[show]'"
+    assert packages["peft"]["problem"] == "missing: pip install 'fewtokens[lora]'"
+    assert doctor.examine()["missing"] == ["av"]
 
 
 class TestTokenize:

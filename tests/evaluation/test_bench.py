@@ -23,7 +23,7 @@ from fewtokens.encoders import Patches, VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
 from fewtokens.evaluation.bench import FULL, Item, chain, encode, jobs, measure, select_specs, unpack_assignment
 from fewtokens.evaluation.fidelity import neighbor_agreement, rare_cells
-from fewtokens.evaluation.summary import as_markdown, best_methods, describe_columns, label_row, summarize
+from fewtokens.evaluation.summary import as_markdown, best_methods, describe_columns, label_row, rank, summarize
 from fewtokens.evaluation.summary import compare_runs as changes_of
 from fewtokens.profiling.memory import peak_memory
 from fewtokens.profiling.operations import count_operations
@@ -176,6 +176,28 @@ def test_summary_and_best(tmp_path):
     assert best_methods(summary, "total_ms", 1) == {0.1: ["y"]}
     with pytest.raises(ValueError, match="cannot be read"):
         changes_of(tmp_path / "a.json", tmp_path / "b.json")
+
+
+def test_the_best_row_and_the_pareto_front():
+    def line(method, cosine, ms, **more):
+        return {"method": method, "keep": 0.1, "cosine": cosine, "total_ms": ms, **more}
+
+    lines = [
+        line(FULL, 1.0, 9) | {"keep": 1.0},
+        line("slow", 0.9, 8),
+        line("equal", 0.9, 9),  # as good, but slower
+        line("fast", 0.5, 1),
+        line("worse", 0.4, 2),
+        line("over", 0.99, 1, over_budget=2),
+        line("unknown", None, 1),
+    ]
+    ranked = rank(lines, "cosine")
+    assert [(row["method"], row["standing"]) for row in ranked] == [
+        (FULL, ""), ("slow", "best"), ("equal", ""), ("fast", "front"), ("worse", ""), ("unknown", ""), ("over", ""),
+    ]  # fmt: skip
+    by_time = rank(lines, "total_ms")
+    assert [row["method"] for row in by_time][1:3] == ["fast", "unknown"] and by_time[1]["standing"] == "best"
+    assert "standing" not in lines[0]
 
 
 class Greedy(Reducer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import Patches
 from fewtokens.show import Clip, Result, draw_sheet, heat, overlay, write_overlay, write_page
-from fewtokens.show.overlay import token_colors, token_map
+from fewtokens.show.overlay import overlay_parts, token_colors, token_map
 from fewtokens.video import read, synthetic
+
+# The package exports a function of the same name.
+overlay_module = sys.modules["fewtokens.show.overlay"]
 
 
 def example(spec: str, frames: int = 4, size=(32, 48), patch: int = 8, tubelet: int = 1) -> tuple[torch.Tensor, Tokens]:
@@ -136,6 +140,15 @@ def test_a_sheet(tmp_path):
         assert image.width == 1240
         assert image.height > 300
         assert len(image.getcolors(1 << 24)) > 100
+
+
+@pytest.mark.parametrize("style", ["fill", "outline", "mean"])
+def test_parts_are_the_whole(style, monkeypatch):
+    frames, tokens = example("tome(0.2)", frames=11)
+    parts = list(overlay_parts(frames, tokens, style))
+    assert len(parts) == 2
+    monkeypatch.setattr(overlay_module, "_PART", 100)
+    assert torch.equal(torch.cat(parts), overlay(frames, tokens, style))
 
 
 def test_suffixes(tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -53,7 +55,7 @@ from fewtokens.cli.tables import print_json, table
 from fewtokens.core.keys import current_keys, delta_key, with_headings
 
 if TYPE_CHECKING:
-    from fewtokens.evaluation.bench import Item
+    from fewtokens.evaluation.bench import EncodedItem, Item
 
 
 class _Row(TypedDict):
@@ -71,8 +73,20 @@ class _SourceRow(TypedDict):
 
 
 # Columns of the tables in the terminal, which has no room for all.
-_SHORT = ("method", "tokens", "cosine", "rare_cosine", "j_and_f", "psnr_db", "total_ms")
+_SHORT = ("method", "standing", "tokens", "cosine", "rare_cosine", "j_and_f", "psnr_db", "total_ms")
+# Measures by which the tables can be sorted.
+_SORTABLE = (
+    "cosine", "rare_cosine", "relative_error", "psnr_db", "j_and_f", "rank_correlation", "tokens", "method_ms",
+    "total_ms", "peak_mib",
+)  # fmt: skip
+# What --quick measures at most.
+_QUICK_FRAMES, _QUICK_SIZE = 8, 112
 _CHANGED = ("keep", "method", *map(delta_key, ("cosine", "j_and_f", "total_ms")))
+
+
+def _check_measure(key: str) -> None:
+    if key not in _SORTABLE:
+        raise ValueError(f"--sort must be one of {', '.join(_SORTABLE)}, got {key!r}")
 
 
 @dataclass(frozen=True)
@@ -127,13 +141,14 @@ class ClipOptions:
     "fewtokens bench videos/ --encoder facebook/dinov2-small --frames 32 --out bench/",
     'fewtokens bench clip.mp4 --with "tome,kmeans,sttm(keep=0.1)" --keep 0.1 --out bench/',
     'fewtokens bench film.mp4 --select "scene_changes(keep=32)" --with tome --keep 0.1 --out bench/',
+    "fewtokens bench videos/ --quick --out look/",
     "fewtokens bench --compare before/results.json after/results.json",
     modes=(
         Mode(
             "compare", lambda values: values["compare"],
             (
                 *names_of(ClipOptions, EncoderOptions, BudgetOptions, RunOptions, SelectOptions),
-                "question", "target", "repeats", "shown",
+                "question", "target", "repeats", "shown", "measure", "quick",
             ),
             "have no effect with --compare",
         ),
@@ -183,6 +198,25 @@ def bench(
     shown: Annotated[
         int, typer.Option("--show", min=0, help="Number of clips to show on the page.", rich_help_panel=OUTPUT)
     ] = 3,
+    measure: Annotated[
+        str,
+        typer.Option(
+            "--sort",
+            metavar="KEY",
+            help=f"Measure that sorts the tables, the best on top: {', '.join(_SORTABLE)}.",
+            rich_help_panel=OUTPUT,
+        ),
+        Check(_check_measure),
+    ] = "cosine",
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help=f"A first look: the first clip, at most {_QUICK_FRAMES} frames of {_QUICK_SIZE} pixels, the first "
+            "budget, one run each.",
+            rich_help_panel=INPUT,
+        ),
+    ] = False,
     compare: Annotated[
         bool,
         typer.Option(
@@ -204,7 +238,8 @@ def bench(
     rows are on as many evenly spaced frames. Each row is compared with the full features of the same frames, and
     rank_correlation of several clips with those of the evenly spaced ones.
 
-    Writes results.json, results.csv, results.md, plots and a page, index.html.
+    Each table is sorted by --sort, the best on top, and marks the best row and the Pareto front of this measure and the
+    time. Writes results.json, results.csv, results.md, plots as PNG, SVG and PDF, and a page, index.html.
     """
     if compare:
         _compare(videos or [], as_json)
@@ -219,10 +254,20 @@ def bench(
     budgets = [parse_keep(part) for part in comma_separated(budget.keep)]
     if not budgets:
         raise ValueError("--keep must contain at least one budget, such as 0.1")
+    if measure == "j_and_f" and clip.davis is None:
+        raise ValueError("--sort j_and_f requires --davis, whose clips have masks")
+    if quick:
+        clip = replace(
+            clip,
+            frames=min(clip.frames, _QUICK_FRAMES),
+            **{name: min(getattr(clip, name), _QUICK_SIZE) for name in ("size", "davis_size")},
+        )
+        budgets, repeats = budgets[:1], 1
 
     from fewtokens.core import files
     from fewtokens.encoders import load_encoder, pick_device
-    from fewtokens.evaluation.bench import encode, jobs, measure, select_specs
+    from fewtokens.evaluation.bench import FULL, encode, jobs, select_specs
+    from fewtokens.evaluation.bench import measure as score
 
     loaded = load_encoder(encoding.encoder, device=run.device, dtype=encoding.dtype, batch=encoding.batch)
     specs = select_specs(",".join(budget.specs or ["all"]), loaded)
@@ -231,7 +276,11 @@ def bench(
     if selects and selects["select"].sizes:
         raise ValueError(f"{selects['select'].name} chooses frames of several sizes, which bench does not compare")
     select = selects["select"].spec if selects else None
-    sources = _sources(videos or [], clip.davis)
+    sources = _sources(videos or [], clip.davis)[: 1 if quick else None]
+    if measure == "psnr_db" and loaded.decode is None:
+        raise ValueError(f"--sort psnr_db requires an encoder that decodes to frames, such as patches, not {loaded.id}")
+    if measure == "rank_correlation" and len(sources) < 3:
+        raise ValueError(f"--sort rank_correlation requires at least 3 clips, got {len(sources)}")
     settings = {
         "encoder": loaded.describe(),
         "dtype": encoding.dtype or "float32",
@@ -255,6 +304,7 @@ def bench(
     images: dict[str, Any] = {}
     device = pick_device(run.device)
     finished = sum(job in results for job in requested)
+    estimated = False
     log.print(f"{_count(len(sources), 'clip')}: all tokens, and {_count(len(specs), 'method')} at "
         f"{_count(len(budgets), 'budget')}: {len(requested)} measurements", highlight=False)  # fmt: skip
     with progress("bench", len(requested)) as advance:
@@ -291,32 +341,51 @@ def bench(
                 _, spec, keep = job
                 finished += 1
                 advance(finished - 1, title=f"{name}: {_job_title(spec, keep)}")
+                start = time.perf_counter()
                 try:
                     if selected is not None and select is not None and spec.startswith(f"{select} | "):
                         rest = spec.removeprefix(f"{select} | ")
-                        row = measure(selected, loaded, rest, keep, **options | {"shown": False})
+                        row = score(selected, loaded, rest, keep, **options | {"shown": False})
                         results[job] = row | {"clip": name, "method": spec, "spec": f"{select} | {row['spec']}"}
                     else:
-                        results[job] = measure(encoded, loaded, spec, keep, **options)
+                        results[job] = score(encoded, loaded, spec, keep, **options)
                 except ValueError as error:
                     # The table has no entry for a budget that the method cannot reach with this encoder.
                     fail(f"{name}, {spec} at {keep:g}: {error}")
                     continue
                 append_row(target / "rows.jsonl", results[job])
+                if spec == FULL and not estimated:
+                    estimated = True
+                    _log_estimate(time.perf_counter() - start, encoded, specs, requested[finished:], repeats)
                 advance(finished)
         advance(len(requested))
     rows = [results[job] for job in requested if job in results]
     if not rows:
         raise ValueError("no clip could be read, so there is nothing to compare")
     header = {"settings": settings, "machine": _machine(device), "sources": source_notes}
-    summary = _write(target, header, rows, images)
+    summary = _write(target, header, rows, images, measure)
     if as_json:
         print_json({"settings": settings, "summary": summary, "failed": failed, "page": str(target / "index.html")})
     else:
-        _print(summary, target)
+        _print(summary, target, measure)
     if failed:
         log.print(f"{len(failed)} of {len(sources)} clips failed")
         raise typer.Exit(1)
+
+
+def _log_estimate(full: float, encoded: EncodedItem, specs: Sequence[str], left: Sequence[Any], repeats: int) -> None:
+    """Prints about how long the remaining measurements take, from the first one, of all tokens.
+
+    A method before or inside the encoder encodes the clip again for each run; the others are assumed to cost as much as
+    the row of all tokens, most of which is the comparison with the full features. Clips are assumed to be similar.
+    """
+    from fewtokens.core import registry
+
+    encoding = statistics.median(encoded.milliseconds) / 1000
+    again = {spec for spec in specs if any(registry.get(name).stage != "tokens" for name, _ in registry.parse(spec))}
+    seconds = sum(full + (repeats + 1) * encoding * (spec in again or spec == "full") for _, spec, _ in left)
+    unit = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+    log.print(f"about {unit} for the remaining {len(left)} measurements", highlight=False)
 
 
 def _count(number: int, noun: str) -> str:
@@ -459,17 +528,17 @@ def _machine(device: Any) -> dict[str, Any]:
 
 
 def _write(
-    target: Path, header: dict[str, Any], rows: list[dict[str, Any]], images: dict[str, Any]
+    target: Path, header: dict[str, Any], rows: list[dict[str, Any]], images: dict[str, Any], measure: str
 ) -> list[dict[str, Any]]:
     """Writes tables, plots and the page of a finished run; returns the summary."""
     from fewtokens.core import registry
     from fewtokens.core.files import write_text
     from fewtokens.evaluation.bench import FULL, unpack_assignment
-    from fewtokens.evaluation.summary import as_csv, as_markdown, describe_columns, label_row, summarize
+    from fewtokens.evaluation.summary import as_csv, as_markdown, describe_columns, label_row, rank, summarize
     from fewtokens.show.bench_page import write_bench_page
     from fewtokens.show.plots import draw_trade_off
 
-    summary = summarize(rows)
+    summary = rank(summarize(rows), measure)
     scalars = [
         {name: value for name, value in label_row(row).items() if name not in ("vector", "assignment", "grid")}
         for row in rows
@@ -485,7 +554,7 @@ def _write(
     if len(counts) == 1 and (frames := counts.pop()) is not None:
         frames_text = _count(frames, "frame")
     heading = f"Encoder {encoder}, {_count(clips, 'clip')} of {frames_text}."
-    notes = describe_columns(summary)
+    notes = describe_columns(summary, measure=measure)
     about = " ".join([heading, *notes])
     listed = "".join(f"- {line}\n" for line in notes)
     texts = {
@@ -498,11 +567,11 @@ def _write(
     plots = []
     if find_spec("matplotlib") is None:
         log.print("no plots: matplotlib is missing; install it with pip install 'fewtokens[show]'", highlight=False)
-    measures = ("cosine", "rare_cosine", "j_and_f", "psnr_db", "rank_correlation")
+    plotted = ("cosine", "rare_cosine", "j_and_f", "psnr_db", "rank_correlation")
     caption = f"{_count(clips, 'clip')} of {frames_text}, encoder {encoder}."
-    for measure in measures:
+    for name in plotted:
         plot = draw_trade_off(
-            summary, measure, target / f"{measure}.png", baselines=registry.BASELINES, full=FULL, caption=caption
+            summary, name, target / f"{name}.png", baselines=registry.BASELINES, full=FULL, caption=caption
         )
         plots += [] if plot is None else [plot]
     full = {row["clip"]: row for row in rows if row["method"] == FULL}
@@ -517,7 +586,7 @@ def _write(
         note="\n".join(
             [
                 heading,
-                *describe_columns(summary, ranges=False),
+                *describe_columns(summary, ranges=False, measure=measure),
                 "encoder ms (tables of one clip): time of the encoder alone, in ms. Empty where method ms is.",
                 "Images (choose a clip): a color is one token that stands for several cells; dark cells are dropped.",
             ]
@@ -539,7 +608,7 @@ def _shown(name: str, line: dict[str, Any]) -> Any:
     return "exact" if name == "psnr_db" and value == float("inf") else value
 
 
-def _print(summary: list[dict[str, Any]], target: Path) -> None:
+def _print(summary: list[dict[str, Any]], target: Path, measure: str) -> None:
     from fewtokens.evaluation.bench import FULL
     from fewtokens.evaluation.summary import describe_columns
 
@@ -549,8 +618,8 @@ def _print(summary: list[dict[str, Any]], target: Path) -> None:
         names = [name for name in _SHORT if any(line.get(name) is not None for line in lines)]
         title = f"{_budget_text(budget)} of the tokens" if isinstance(budget, float) else _budget_text(budget)
         out.print(table(title, [with_headings({name: _shown(name, line) for name in names}) for line in lines]))
-    for mark in ("+ tome", "over budget"):
-        for text in describe_columns(summary):
+    for mark in ("standing", "+ tome", "over budget"):
+        for text in describe_columns(summary, measure=measure):
             if text.startswith(mark):
                 out.print(text, highlight=False, markup=False)
     out.print(f"[bold]Page[/bold]   {escape(str(target / 'index.html'))}", highlight=False)

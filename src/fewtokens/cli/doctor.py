@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import re
-from collections import Counter
-from importlib.metadata import PackageNotFoundError, requires, version
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,6 +25,8 @@ _MODULES = {
     "scikit-learn": "sklearn",
     "gymnasium-robotics": "gymnasium_robotics",
 }
+# For the project itself; all of the others.
+_OMITTED = ("dev", "docs", "all")
 _BEFORE_RELEASE = "Until the first release, write '.[x]' for 'fewtokens[x]' in a clone of the repository."
 _DECODERS = ("h264", "hevc", "av1", "vp9", "mpeg4", "gif", "ffv1")
 
@@ -43,22 +44,37 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """Returns versions, devices, decoders and packages; "missing" lists required packages that are not installed."""
+    """Returns versions, devices, decoders and packages.
+
+    "missing" lists the required packages that are not installed, or too old. An installed package of an extra that does
+    not fit its bounds has a "problem" too.
+    """
     import torch
 
-    extras: dict[str, list[str]] = {}
-    for line in requires("fewtokens") or []:
-        # As in: accelerate>=1.2; extra == 'train'
-        requirement, _, marker = line.partition(";")
-        extra = marker.split("==")[1].strip(" '\"") if "extra" in marker else ""
-        if extra not in ("dev", "docs") and not requirement.startswith("fewtokens"):
-            extras.setdefault(re.split(r"[^\w.-]", requirement.strip())[0], []).append(extra)
-    # An extra that includes another lists the same packages; a package is listed under the smaller one.
-    sizes = Counter(extra for each in extras.values() for extra in each)
-    packages: dict[str, dict[str, str | None]] = {
-        name: {"extra": min(each, key=lambda extra: (extra != "", sizes[extra])), "version": _version(name)}
-        for name, each in extras.items()
-    }
+    bounds: dict[str, dict[str, Any]] = {}
+    for extra, requirement in _requirements():
+        each = bounds.setdefault(requirement.name, {})
+        each[extra] = each.get(extra, requirement.specifier) & requirement.specifier
+    # The extras that a package belongs to, the one with the fewest packages first.
+    sizes = {extra: sum(extra in each for each in bounds.values()) for each in bounds.values() for extra in each}
+    packages: dict[str, dict[str, Any]] = {}
+    for name, each in bounds.items():
+        extras = sorted(each, key=lambda extra: (extra != "", sizes[extra], extra))
+        installed = _version(name)
+        unfit = [extra for extra in extras if installed is None or not each[extra].contains(installed, True)]
+        if not unfit:
+            problem = None
+        elif installed is None:
+            problem = f"missing: {_command(extras[0])}"
+        else:
+            problem = f"must be {each[unfit[0]]}: {_command(unfit[0])}"
+        packages[name] = {
+            "extra": extras[0],
+            "extras": extras,
+            "module": _MODULES.get(name, name),
+            "version": installed,
+            "problem": problem,
+        }
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
@@ -73,8 +89,33 @@ def examine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "decoders": _decoders(),
         "packages": packages,
-        "missing": [name for name, entry in packages.items() if not entry["extra"] and not entry["version"]],
+        "missing": [name for name, entry in packages.items() if not entry["extra"] and entry["problem"]],
     }
+
+
+def _requirements() -> Iterator[tuple[str, Any]]:
+    """Yields each requirement of the package with its extra, or "", and those of the extras that an extra includes."""
+    from packaging.requirements import Requirement
+
+    lines = [Requirement(line) for line in requires("fewtokens") or []]
+    extras = [name for name in metadata("fewtokens").get_all("Provides-Extra") or [] if name not in _OMITTED]
+    for extra in ["", *extras]:
+        included, pending = {""}, [extra]
+        while pending:
+            included.add(current := pending.pop())
+            for line in lines:
+                active = line.marker is None or line.marker.evaluate({"extra": current})
+                optional = line.marker is not None and "extra" in str(line.marker)
+                if not active or optional != bool(current):
+                    continue
+                if line.name == "fewtokens":
+                    pending += line.extras - included
+                else:
+                    yield extra, line
+
+
+def _command(extra: str) -> str:
+    return f"pip install 'fewtokens[{extra}]'" if extra else "pip install --force-reinstall fewtokens"
 
 
 def _version(package: str) -> str | None:
@@ -109,17 +150,15 @@ def _show(report: dict[str, Any]) -> None:
         out.print(f"[bold]{name:<10}[/bold] {value}", highlight=False, soft_wrap=True)
     rows = []
     for name, entry in report["packages"].items():
-        extra = entry["extra"]
-        command = f"pip install 'fewtokens[{extra}]'" if extra else "pip install --force-reinstall fewtokens"
-        rows.append(
-            {"package": name, "extra": extra or "(required)", "version": entry["version"] or f"missing: {command}"}
-        )
+        state = " ".join(filter(None, (entry["version"], entry["problem"])))
+        rows.append({"package": name, "extra": entry["extra"] or "(required)", "version": state})
     out.print(table("Packages", rows))
-    if not all(entry["version"] for entry in report["packages"].values()):
+    complete = not any(entry["problem"] for entry in report["packages"].values())
+    if not complete:
         out.print(escape(_BEFORE_RELEASE), style="dim", highlight=False)
     if report["missing"]:
         log.print(f"[red]missing:[/red] {', '.join(report['missing'])}")
-    elif all(entry["version"] for entry in report["packages"].values()):
+    elif complete:
         out.print("All packages are installed.", style="green")
     else:
         out.print("All required packages are installed. Extras are optional.", style="green")

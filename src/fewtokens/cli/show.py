@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from fewtokens.cli.command import Mode, verb
-from fewtokens.cli.console import log
+from fewtokens.cli.console import log, note
 from fewtokens.cli.errors import check_exists, refuse
 from fewtokens.cli.options import (
     ENCODER,
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from fewtokens.core.tokens import Tokens
     from fewtokens.show import Clip
     from fewtokens.video import Video
+    from fewtokens.video.sound import Sound
+
+# Of the frames that an .mp4 is drawn on.
+_MAX_BYTES = 2**30
 
 
 class _Shown(NamedTuple):
@@ -150,8 +154,9 @@ def show(
     """Draw the region of the video that each token stands for, as an image, an interactive page or a video.
 
     Token files contain the settings and the path of their video. Videos are tokenized first. Several methods on one
-    video, and several token files of one video, are drawn side by side (.png) or on a page (.html); several videos
-    require a page. With the encoder patches, the frames rebuilt from the tokens and their PSNR are included.
+    video, and several token files of one video, are drawn side by side or on a page (.html); several videos require a
+    page. An .mp4 has the sound of its source and, for a single method, its size. With the encoder patches, the frames
+    rebuilt from the tokens and their PSNR are included.
 
     For a file of `fewtokens encode`, or with --tokenizer, the video is encoded by the tokenizer: of tokens of queries
     the attention is drawn, of others the codes of each cell over time.
@@ -202,7 +207,17 @@ def show(
                 shown.append(_Shown(path, clip, tokens, pipeline.encoder))
     if len(shown) == 1 and target.suffix != ".html":
         ((_, clip, tokens, _),) = shown
-        write_overlay(target, clip.frames, tokens, times=clip.times, fps=frame_rate(clip), style=style, name=clip.name)
+        drawn, sound = (_at_source_size(clip, reading), _sound_of(clip)) if target.suffix == ".mp4" else (clip, None)
+        write_overlay(
+            target,
+            drawn.frames,
+            tokens,
+            times=clip.times,
+            fps=frame_rate(clip),
+            style=style,
+            name=clip.name,
+            sound=sound,
+        )
     else:
         with torch.inference_mode():
             clips = _clips(shown)
@@ -211,8 +226,47 @@ def show(
         elif len(clips) > 1:
             raise ValueError(f"--out must end in .html to show tokens of different videos or frames, got {target}")
         else:
-            write_comparison(clips[0], target)
+            source = shown[0].video
+            sound = _sound_of(source) if target.suffix == ".mp4" else None
+            write_comparison(clips[0], target, fps=frame_rate(source), sound=sound)
     log.print(f"wrote {escape(str(target))}", highlight=False)
+
+
+def _at_source_size(clip: Video, reading: ReadOptions) -> Video:
+    """The same frames at the size of the source, unless they need much memory."""
+    import numpy as np
+
+    from fewtokens.video import read
+
+    if clip.path is None:
+        return clip
+    saved = clip.reading or {}
+    options = {name: saved.get(name, getattr(reading, name)) for name in ("video_stream", "allow_truncated")}
+    height, width = read(clip.path, pick=lambda _: np.zeros(1, dtype=np.int64), **options).size
+    needed = 3 * height * width * len(clip)
+    if needed > _MAX_BYTES:
+        note(f"drawn at {clip.size[1]} x {clip.size[0]} pixels:",
+            f"{len(clip)} frames of {width} x {height} need {needed / 2**30:.1f} GiB")  # fmt: skip
+        return clip
+    seconds = clip.times.numpy()
+    return read(clip.path, pick=lambda every: np.abs(every[:, None] - seconds).argmin(0), **options)
+
+
+def _sound_of(clip: Video) -> Sound | None:
+    """The sound of the source during these frames; None if it has none, or if they are shown at another speed."""
+    import torch
+
+    from fewtokens.show import frame_rate
+    from fewtokens.video.sound import Sound, has_sound
+
+    if clip.path is None or len(clip) < 2 or not has_sound(clip.path):
+        return None
+    rate, start = frame_rate(clip), float(clip.times[0])
+    late = (clip.times - start - torch.arange(len(clip)) / rate).abs().max()
+    if late > 1 / rate:
+        log.print("no sound, because the frames are not shown at the speed of the source", highlight=False)
+        return None
+    return Sound(Path(clip.path), start, len(clip) / rate)
 
 
 def _is_encoded(path: Path) -> bool:

@@ -18,7 +18,7 @@ SCORERS = (
 SUFFIXES = (".png", ".html", ".mp4", ".gif")
 IMAGES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
 STYLES = ("fill", "outline", "mean")  # see `fewtokens.show.overlay`
-MAX_COLUMNS = 5  # of a comparison as a .png
+MAX_COLUMNS = 5  # of a comparison that is no page
 
 ENGINES = ("local", "ray")  # of a job, see `fewtokens.jobs`
 TOKEN_FORMATS = ("safetensors", "shards", "webdataset", "parquet", "hf")
@@ -93,11 +93,12 @@ def check_comparison(path: str | Path, count: int) -> None:
     """Raises ValueError unless the path can hold a comparison of `count` results, before any work is done."""
     if count < 1:
         raise ValueError("a comparison requires at least one spec")
-    if Path(path).suffix not in (".png", ".html"):
-        raise ValueError(f"{path}: a comparison must be a .png or an .html page")
-    if count > MAX_COLUMNS and Path(path).suffix == ".png":
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: a comparison must be a {', '.join(SUFFIXES)}")
+    if count > MAX_COLUMNS and suffix != ".html":
         raise ValueError(
-            f"{path}: a .png has columns for at most {MAX_COLUMNS} results, got {count}; write an .html page"
+            f"{path}: a {suffix} has columns for at most {MAX_COLUMNS} results, got {count}; write an .html page"
         )
 
 

@@ -34,6 +34,10 @@ UNSHOWN = {
 }  # fmt: skip
 # What a column means, its unit, and which direction is better.
 NOTES = {
+    "standing": (
+        "best has the best {measure} at this budget; front is on the Pareto front of {measure} and total ms, where no "
+        "other row within the budget is both better and faster"
+    ),
     "tokens": "tokens that remain of a clip. Lower is cheaper",
     "cosine": (
         "cosine similarity between reconstructed and full features, mean over cells, from -1 (opposite) to 1 (equal). "
@@ -109,6 +113,41 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
+def rank(summary: Sequence[dict[str, Any]], measure: str) -> list[dict[str, Any]]:
+    """Sorts the lines of each budget by a measure, the best on top, and adds their "standing".
+
+    It is "best" for the first line; "front" for those on the Pareto front of the measure and total_ms, for which no
+    other line of the budget is at least as good in both and better in one; else "". Lines over the budget come last and
+    have none. The order of budgets remains, with all tokens first.
+
+    Args:
+        summary: lines of `summarize`.
+        measure: a key of the lines; those without it follow those that have it.
+    """
+    sign = 1 if measure in _LOWER_IS_BETTER else -1
+
+    def cost(line: dict[str, Any]) -> float:
+        value = line.get(measure)
+        return math.inf if value is None else sign * value
+
+    ranked = [{**line, "standing": ""} for line in summary if line["method"] == FULL]
+    for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
+        lines = [dict(line) for line in summary if line["keep"] == keep and line["method"] != FULL]
+        lines.sort(key=lambda line: (bool(line.get("over_budget")), cost(line), line["total_ms"]))
+        points = [
+            (cost(line), line["total_ms"]) for line in lines if not line.get("over_budget") and cost(line) < math.inf
+        ]
+        for line in lines:
+            own = (cost(line), line["total_ms"])
+            front = own in points and not any(a <= own[0] and b <= own[1] and (a, b) != own for a, b in points)
+            line["standing"] = "front" if front and not line.get("over_budget") else ""
+        if points:
+            lines[0]["standing"] = "best"
+        ranked += lines
+    # The mark stands next to the name.
+    return [{"keep": line["keep"], "method": line["method"], "standing": line["standing"]} | line for line in ranked]
+
+
 def has_fallback(row: dict[str, Any]) -> bool:
     """Whether tome was added because the method cannot reach the budget."""
     return row["method"] != FULL and row.get("spec", "").count("|") > row["method"].count("|")
@@ -139,10 +178,11 @@ def label_of(line: dict[str, Any]) -> str:
     return str(line.get("label", line["method"]))
 
 
-def describe_columns(summary: Sequence[dict[str, Any]], *, ranges: bool = True) -> list[str]:
+def describe_columns(summary: Sequence[dict[str, Any]], *, ranges: bool = True, measure: str = "cosine") -> list[str]:
     """One sentence or two about each column of the summary that has values, and about the marks in the tables.
 
     Args:
+        measure: the one by which `rank` sorted the summary.
         ranges: the tables show the range of times next to each median.
     """
     notes = []
@@ -151,7 +191,9 @@ def describe_columns(summary: Sequence[dict[str, Any]], *, ranges: bool = True) 
         notes.append("+ tome: the method cannot reach this budget, so tome merged its tokens down to it.")
     if any(line.get("over_budget") for line in summary):
         notes.append("over budget: the method returned more tokens than requested. Do not rank this row.")
-    notes += [f"{heading(name)}: {NOTES[name]}." for name in names if name in NOTES]
+    notes += [
+        f"{heading(name)}: {NOTES[name].replace('{measure}', heading(measure))}." for name in names if name in NOTES
+    ]
     if not ranges:
         notes.append("Times are medians over the runs.")
     elif any(line["total_ms_min"] < line["total_ms_max"] for line in summary if line.get("total_ms_min") is not None):
@@ -206,7 +248,11 @@ def as_markdown(summary: Sequence[dict[str, Any]]) -> str:
     for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
         lines = [*full, *(line for line in summary if line["keep"] == keep and line["method"] != FULL)]
         title = f"## {100 * keep:g} % of the tokens" if isinstance(keep, float) else f"## {keep} tokens"
-        table = ["| " + " | ".join(map(heading, names)) + " |", "|---|" + "---:|" * (len(names) - 1)]
+        text = {"method", "standing"}
+        table = [
+            "| " + " | ".join(map(heading, names)) + " |",
+            "|" + "".join("---|" if name in text else "---:|" for name in names),
+        ]
         table += ["| " + " | ".join(_cell(name, line) for name in names) + " |" for line in lines]
         parts.append(title + "\n\n" + "\n".join(table))
     return "\n\n".join(parts) + "\n"
@@ -218,6 +264,8 @@ def _cell(name: str, line: dict[str, Any]) -> str:
         return "-"
     if name == "method":
         return f"`{label_of(line)}`"
+    if name == "standing":
+        return f"**{value}**" if value == "best" else str(value)
     if name == "tokens" and line.get("over_budget"):
         return f"{value:.0f} (over budget)"
     if name == "psnr_db" and value == math.inf:

@@ -20,9 +20,11 @@ from fewtokens.evaluation.fidelity import psnr
 from fewtokens.show.comparison import draw_comparison
 from fewtokens.show.labels import shorten
 from fewtokens.show.page import write_page
+from fewtokens.show.side_by_side import write_columns
 from fewtokens.show.types import Clip, Result
 from fewtokens.show.write import write_overlay
 from fewtokens.video import Video, read
+from fewtokens.video.sound import Sound
 
 
 def draw(tokens: Tokens, path: str | Path, video: Any = None, *, style: str = "fill") -> Path:
@@ -68,8 +70,8 @@ def compare(
 
     Args:
         video: a path, a `Video`, or frames [T,3,H,W].
-        specs: specs of the methods, at most 5 for a .png.
-        path: a .png, or an .html page.
+        specs: specs of the methods, at most 5 unless it is a page.
+        path: a .png, an .html page, or an .mp4 or .gif.
         encoder: an encoder, or a name for `load_encoder`. Frames are rebuilt, with their PSNR, if it is "patches".
         keep: budget of methods whose spec sets none.
         frames, size: number of frames to read from a path, and their short side in pixels.
@@ -93,14 +95,16 @@ def compare(
         methods = registry.build(spec, seed=seed, dim=network.dim, **budget) if spec.strip() else ()
         tokens = Pipeline(methods, network).eval()(clip).to("cpu")
         results.append(result_of(clip, tokens, network))
-    return write_comparison(Clip(clip.name, clip.frames, clip.times, results), path)
+    return write_comparison(Clip(clip.name, clip.frames, clip.times, results), path, fps=frame_rate(clip))
 
 
-def write_comparison(clip: Clip, path: str | Path) -> Path:
-    """Draws the results of one clip side by side, as a .png or an .html page."""
+def write_comparison(clip: Clip, path: str | Path, *, fps: float = 8.0, sound: Sound | None = None) -> Path:
+    """Draws the results of one clip side by side, as a .png, a page or a video; `fps` and `sound` are of a video."""
     check_comparison(path, len(clip.results))
     if Path(path).suffix == ".html":
         return write_page([clip], path)
+    if Path(path).suffix != ".png":
+        return write_columns(path, clip, fps=fps, sound=sound)
     caption = f"{clip.describe()}."
     if any("psnr_db" in result.numbers for result in clip.results):
         caption += " dB: PSNR of all rebuilt frames."

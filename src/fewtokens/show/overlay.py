@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,12 +16,13 @@ STYLES = checks.STYLES
 
 _DARK = 0.22  # brightness of a dropped cell, as a fraction of the original
 _TINT = 0.42  # weight of the color in a merged region
+_PART = 8  # frames that are drawn at a time
 ERROR_GAIN = 4
 """By how much `error_map` amplifies errors."""
 
 
-def token_map(tokens: Tokens, frames: int, height: int, width: int) -> Tensor:
-    """The token of each pixel, int64 [T,height,width]; -1 = dropped.
+def token_map(tokens: Tokens, frames: int, height: int, width: int, part: slice = slice(None)) -> Tensor:
+    """The token of each pixel of the frames of a part, by default of all, int64 [T,height,width]; -1 = dropped.
 
     Frames and pixels are split evenly among the cells, so any frame size fits any grid; a tubelet may cover several
     frames.
@@ -27,7 +30,7 @@ def token_map(tokens: Tokens, frames: int, height: int, width: int) -> Tensor:
     grid = tokens.grid
     assignment = tokens.assignment[0].cpu().reshape(grid.shape)
     t, y, x = (torch.arange(n) * cells // n for n, cells in zip((frames, height, width), grid.shape, strict=True))
-    return assignment[t][:, y][:, :, x]
+    return assignment[t[part]][:, y][:, :, x]
 
 
 def overlay(frames: Tensor, tokens: Tokens, style: str = "fill") -> Tensor:
@@ -43,30 +46,47 @@ def overlay(frames: Tensor, tokens: Tokens, style: str = "fill") -> Tensor:
     Raises:
         ValueError: the style is unknown, or the tokens are of several videos.
     """
+    return torch.cat(list(overlay_parts(frames, tokens, style)))
+
+
+def overlay_parts(frames: Tensor, tokens: Tokens, style: str = "fill") -> Iterator[Tensor]:
+    """As `overlay`, a few frames at a time, for large frames; raises its errors with the first part."""
     if style not in STYLES:
         raise ValueError(f"style must be one of {', '.join(STYLES)}, got {style!r}")
     if tokens.B != 1:
         raise ValueError(f"an overlay shows one video, got tokens of {tokens.B}")
     T, _, height, width = frames.shape
-    ids = token_map(tokens, T, height, width)
-    dropped = ids < 0
-    label = ids.clamp(min=0)
-    image = frames.cpu().float().permute(0, 2, 3, 1) / 255  # [T,H,W,3]
+    parts = [slice(start, start + _PART) for start in range(0, T, _PART)]
+    assignment = tokens.assignment[0].cpu()
+    cells = torch.bincount(assignment[assignment >= 0], minlength=tokens.N)
+    colors = token_colors(tokens.N)
     if style == "mean":
-        image = torch.where(dropped[..., None], image, _mean_colors(image, ids, tokens.N)[label])
-    elif style == "fill":
-        cells = torch.bincount(tokens.assignment[0][tokens.assignment[0] >= 0].cpu(), minlength=tokens.N)
-        merged = (cells[label] > 1) & ~dropped
-        tinted = image * (1 - _TINT) + _TINT * token_colors(tokens.N)[label]
-        image = torch.where(merged[..., None], tinted, image)
-    gray = image.mean(-1, keepdim=True) * _DARK
-    image = torch.where(dropped[..., None], gray + 0.02, image)
-    if style != "mean":
-        edge = _borders(ids)[..., None]
-        # Light on dark and dark on light.
-        line = torch.where(image.mean(-1, keepdim=True) > 0.55, 0.0, 1.0)
-        image = torch.where(edge, image * 0.45 + line * 0.55, image)
-    return (image.clamp(0, 1) * 255).round().byte().permute(0, 3, 1, 2).contiguous()
+        pairs = ((_unit(frames[part]), token_map(tokens, T, height, width, part)) for part in parts)
+        colors = _mean_colors(pairs, tokens.N)
+    for part in parts:
+        ids = token_map(tokens, T, height, width, part)
+        dropped = ids < 0
+        label = ids.clamp(min=0)
+        image = _unit(frames[part])
+        if style == "mean":
+            image = torch.where(dropped[..., None], image, colors[label])
+        elif style == "fill":
+            merged = (cells[label] > 1) & ~dropped
+            tinted = image * (1 - _TINT) + _TINT * colors[label]
+            image = torch.where(merged[..., None], tinted, image)
+        gray = image.mean(-1, keepdim=True) * _DARK
+        image = torch.where(dropped[..., None], gray + 0.02, image)
+        if style != "mean":
+            edge = _borders(ids)[..., None]
+            # Light on dark and dark on light.
+            line = torch.where(image.mean(-1, keepdim=True) > 0.55, 0.0, 1.0)
+            image = torch.where(edge, image * 0.45 + line * 0.55, image)
+        yield (image.clamp(0, 1) * 255).round().byte().permute(0, 3, 1, 2).contiguous()
+
+
+def _unit(frames: Tensor) -> Tensor:
+    """Frames in 0..1, float [T,H,W,3]."""
+    return frames.cpu().float().permute(0, 2, 3, 1) / 255
 
 
 def heat(frames: Tensor, tokens: Tokens, token: int) -> Tensor:
@@ -180,12 +200,15 @@ def glow_colors(x: Tensor) -> Tensor:
     return torch.stack([(x * 2.2).clamp(0, 1), (x * 2.2 - 0.7).clamp(0, 1), (x * 2.6 - 1.7).clamp(0, 1)], -1)
 
 
-def _mean_colors(image: Tensor, ids: Tensor, n: int) -> Tensor:
-    """Mean color of each token's pixels over all frames, [n,3]."""
-    label = ids.flatten() + 1  # row 0 is the dropped pixels
-    count = torch.bincount(label, minlength=n + 1).clamp(min=1)
-    sums = [torch.bincount(label, image[..., c].flatten().double(), minlength=n + 1) for c in range(3)]
-    return (torch.stack(sums, -1) / count[:, None])[1:].float()
+def _mean_colors(parts: Iterable[tuple[Tensor, Tensor]], n: int) -> Tensor:
+    """Mean color of each token's pixels over all frames, [n,3], from parts of the frames and their token maps."""
+    count, sums = torch.zeros(n + 1), torch.zeros(n + 1, 3, dtype=torch.float64)
+    for image, ids in parts:
+        label = ids.flatten() + 1  # row 0 is the dropped pixels
+        count += torch.bincount(label, minlength=n + 1)
+        channels = [torch.bincount(label, image[..., c].flatten().double(), minlength=n + 1) for c in range(3)]
+        sums += torch.stack(channels, -1)
+    return (sums / count.clamp(min=1)[:, None])[1:].float()
 
 
 def _borders(ids: Tensor) -> Tensor:

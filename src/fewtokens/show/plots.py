@@ -68,12 +68,13 @@ def draw_trade_off(
 
     Tokens are drawn in percent of the full row. A plot names the baselines and the best other methods by their mean
     over budgets: six after the encoder, four before or inside it. The others are light gray. Lines follow the budget in
-    both panels; with one budget, each method is a marker.
+    both panels; with one budget, each method is a marker. The thin step is the Pareto front: no other row within its
+    budget is better with as few tokens, or in as little time.
 
     Args:
         summary: rows with "keep", "method", "tokens", "total_ms" and the measure.
         measure: a key of the rows; higher is better.
-        path: of the PNG; an SVG of the same name is written next to it.
+        path: of the PNG; an SVG and a PDF of the same name are written next to it.
         baselines: names of the methods that every plot shows.
         full: name of the row that keeps all tokens.
         title: Defaults to one for the measure.
@@ -115,6 +116,11 @@ def draw_trade_off(
                 zorder=order,
                 **styles[name],
             )
+        front = _front([row for rows in lines.values() for row in rows if not row.get("over_budget")], x, measure)
+        axis.step(
+            [row[x] for row in front], [row[measure] for row in front],
+            where="post", color="#1b1b1b", linewidth=0.7, alpha=0.6, zorder=0, label="Pareto front",
+        )  # fmt: skip
         if reference is not None:
             axis.axhline(reference[measure], color="#1b1b1b", linewidth=0.8, linestyle=":")
             axis.annotate("all tokens", (0.01, reference[measure]), xycoords=("axes fraction", "data"), fontsize=8)
@@ -131,7 +137,7 @@ def draw_trade_off(
 
 
 def save_plot(figure: Any, path: Path, *, title: str, caption: str) -> Path:
-    """Adds a title and a caption to a matplotlib figure, and saves it as PNG and, next to it, as SVG.
+    """Adds a title and a caption to a matplotlib figure, and saves it as PNG and, next to it, as SVG and PDF.
 
     Args:
         figure: with `layout="constrained"`, which makes room for both.
@@ -154,6 +160,8 @@ def save_plot(figure: Any, path: Path, *, title: str, caption: str) -> Path:
             figure.savefig(temporary, format="png", dpi=110)
         with atomic_file(path.with_suffix(".svg")) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
+        with atomic_file(path.with_suffix(".pdf")) as temporary:
+            figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
     return path
 
 
@@ -174,6 +182,15 @@ def pad_log_axis(axis: Any, values: Sequence[float]) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=steps))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def _front(rows: Summary, x: str, y: str) -> list[dict[str, Any]]:
+    """The rows that no other row exceeds in y with as little x, from little to much."""
+    front: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row[x], -row[y])):
+        if not front or row[y] > front[-1][y]:
+            front.append(row)
+    return front
 
 
 def _legend(name: str, rows: Summary) -> str:

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from fewtokens.evaluation.reconstruction.metrics import psnr
 from fewtokens.show.canvas import INK, PAPER, SOFT, font, spread, thumbnail, wrap
-from fewtokens.show.overlay import ERROR_GAIN, error_map
+from fewtokens.show.overlay import ERROR_GAIN, error_map, overlay_parts
 from fewtokens.show.strips import draw_strips
+from fewtokens.show.types import Clip
+from fewtokens.video import write
+from fewtokens.video.sound import Sound
 
 LABELS = ("original", "reconstruction", f"error x {ERROR_GAIN}")
 # Frames of a .png.
@@ -65,6 +68,28 @@ class Panels:
         return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
 
 
+def write_columns(path: str | Path, clip: Clip, *, fps: float, sound: Sound | None = None) -> Path:
+    """Writes the frames of a clip and, next to them, the regions of the tokens of each result, as .mp4 or .gif.
+
+    Args:
+        path: of the video.
+        clip: with at least one result.
+        fps: frames per second.
+        sound: of an .mp4, see `fewtokens.video.write`.
+    """
+    labels = ["input", *(result.name for result in clip.results)]
+    facts = "; ".join(f"{result.name}: {result.facts(', ')}" for result in clip.results)
+    panels = Panels(labels, (clip.frames.shape[-2], clip.frames.shape[-1]), f"{clip.describe()}. {facts}.")
+
+    def drawn() -> Iterator[Tensor]:
+        regions = zip(*(overlay_parts(clip.frames, result.tokens) for result in clip.results), strict=True)
+        columns = (images for part in regions for images in zip(*part, strict=True))
+        for number, images in enumerate(columns):
+            yield panels.draw([clip.frames[number], *images], clip.caption(number))[None]
+
+    return write(path, drawn(), fps, sound=sound)
+
+
 def write_side_by_side(
     path: str | Path, pairs: Iterable[tuple[Tensor, Tensor]], *, length: int, fps: float, caption: str = ""
 ) -> float:
@@ -110,8 +135,6 @@ def write_side_by_side(
             panels = panels or Panels(LABELS, (original.shape[-2], original.shape[-1]), caption)
             images = [row[0] for _, row in rows_of(original[None], decoded[None])]
             yield panels.draw(images, f"frame {number + 1} of {length}, PSNR {scores[-1]:.2f} dB")[None]
-
-    from fewtokens.video import write
 
     write(path, drawn(), fps)
     return sum(scores) / len(scores)

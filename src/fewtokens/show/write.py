@@ -10,8 +10,10 @@ from torch import Tensor
 from fewtokens.core.checks import check_overlay
 from fewtokens.core.tokens import Tokens
 from fewtokens.show.labels import shorten
-from fewtokens.show.overlay import maps, overlay
+from fewtokens.show.overlay import maps, overlay, overlay_parts
 from fewtokens.show.sheet import draw_contact_sheet
+from fewtokens.video import write
+from fewtokens.video.sound import Sound
 
 MOST = 12  # frames on a .png
 
@@ -25,6 +27,7 @@ def write_overlay(
     fps: float = 8.0,
     style: str = "fill",
     name: str = "",
+    sound: Sound | None = None,
 ) -> Path:
     """Draws the regions of the tokens over the frames.
 
@@ -36,6 +39,7 @@ def write_overlay(
         fps: frames per second of a .mp4 or .gif.
         style: see `overlay`; or "maps": the attribution weights of each token (`fewtokens.show.overlay.maps`).
         name: of the clip, for the title of a .png.
+        sound: of an .mp4, see `fewtokens.video.write`.
 
     Returns:
         The path.
@@ -53,14 +57,12 @@ def write_overlay(
         return draw_contact_sheet(
             images, captions, path, title=_title(tokens, name), caption=text, columns=columns, most=len(images)
         )
-    regions = overlay(frames, tokens, style)
     if Path(path).suffix == ".png":
+        regions = overlay(frames, tokens, style)
         captions = [f"frame {n}" if times is None else f"{float(times[n]):.2f} s" for n in range(len(frames))]
         text = f"{_describe(frames, tokens, min(len(frames), MOST))} {_legend(tokens, style)}"
         return draw_contact_sheet(regions, captions, path, title=_title(tokens, name), caption=text, most=MOST)
-    from fewtokens.video import write
-
-    return write(path, regions, fps)
+    return write(path, overlay_parts(frames, tokens, style), fps, sound=sound)
 
 
 def _title(tokens: Tokens, name: str) -> str:

@@ -15,17 +15,25 @@ from torch import Tensor
 
 from fewtokens.core.files import atomic_file
 from fewtokens.video.container import reason, url
+from fewtokens.video.sound import Sound, add_sound
 
-# Format and codec for each suffix.
+# Format, and codecs of picture and sound, for each suffix.
 _FORMATS = {
-    ".mp4": ("mp4", "libx264"),
-    ".mov": ("mov", "libx264"),
-    ".mkv": ("matroska", "libx264"),
-    ".webm": ("webm", "libvpx-vp9"),
+    ".mp4": ("mp4", "libx264", "aac"),
+    ".mov": ("mov", "libx264", "aac"),
+    ".mkv": ("matroska", "libx264", "aac"),
+    ".webm": ("webm", "libvpx-vp9", "libopus"),
 }
 
 
-def write(path: str | Path, frames: Tensor | NDArray[Any] | Iterator[Tensor], fps: float, *, quality: int = 20) -> Path:
+def write(
+    path: str | Path,
+    frames: Tensor | NDArray[Any] | Iterator[Tensor],
+    fps: float,
+    *,
+    quality: int = 20,
+    sound: Sound | None = None,
+) -> Path:
     """Writes a video that browsers can play. The write is atomic.
 
     Args:
@@ -35,13 +43,14 @@ def write(path: str | Path, frames: Tensor | NDArray[Any] | Iterator[Tensor], fp
             GIF).
         fps: frames per second, 0.01 to 10,000. GIFs are limited to 50, because browsers slow down faster ones.
         quality: constant rate factor, 0 (best) to 51. Default: 20. Ignored for GIF.
+        sound: part of the sound of another file, which is encoded again (AAC, or Opus in WebM). Default: no sound.
 
     Returns:
         The path.
 
     Raises:
         ValueError: the suffix is not supported, there are no frames, `fps` or `quality` is out of range, or the codec
-            does not support the size.
+            does not support the size, or a GIF is to have sound.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -53,9 +62,11 @@ def write(path: str | Path, frames: Tensor | NDArray[Any] | Iterator[Tensor], fp
     if not 0 <= quality <= 51:
         raise ValueError(f"quality must be 0 (best) to 51, got {quality}")
     if suffix == ".gif":
+        if sound is not None:
+            raise ValueError(f"{path}: a GIF has no sound")
         _write_gif(path, pixels, fps)
     elif suffix in _FORMATS:
-        _write_video(path, pixels, fps, quality)
+        _write_video(path, pixels, fps, quality, sound)
     else:
         raise ValueError(f"{path}: the suffix must be one of {', '.join([*_FORMATS, '.gif'])}, got {suffix!r}")
     return path
@@ -83,10 +94,10 @@ def _frames(first: NDArray[np.uint8], parts: Iterator[NDArray[np.uint8]]) -> Ite
         yield from part
 
 
-def _write_video(path: Path, parts: Iterator[NDArray[np.uint8]], fps: float, quality: int) -> None:
+def _write_video(path: Path, parts: Iterator[NDArray[np.uint8]], fps: float, quality: int, sound: Sound | None) -> None:
     import av
 
-    container_format, codec = _FORMATS[path.suffix.lower()]
+    container_format, codec, sound_codec = _FORMATS[path.suffix.lower()]
     first = next(parts)
     H, W = first.shape[1:3]
     images = (np.pad(image, ((0, H % 2), (0, W % 2), (0, 0)), mode="edge") for image in _frames(first, parts))
@@ -96,9 +107,13 @@ def _write_video(path: Path, parts: Iterator[NDArray[np.uint8]], fps: float, qua
                 stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(60000))
                 stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
                 stream.options = {"crf": str(quality)} | ({"b:v": "0"} if container_format == "webm" else {})
+                rest = iter(()) if sound is None else add_sound(container, sound, sound_codec)
+                next(rest, None)
                 for image in images:
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
                 container.mux(stream.encode())
+                for _ in rest:
+                    pass
         except av.error.FFmpegError as error:
             if isinstance(error, OSError):  # such as a full disk or missing permission
                 raise
