@@ -100,7 +100,8 @@ NOTES = (
     "Two clips: steps until the PSNR of both clips is 6 dB above that of their mean frame, in multiples of 50, at most "
     "1,500. Parts: PSNR of 4 clips that were trained on, decoded from the first number of tokens, the coarsest scales "
     "or depths, or with fewer pixels per token. The core was shared with other jobs, so CPU seconds are too high. "
-    "Presets without a row were not run."
+    "Presets without a row were not run. Those of coordtok, divot, flextok, imagefolder, moto, one_d_piece, "
+    "semanticist and uniflow were run before the initial queries and the noise levels of training changed."
 )
 
 

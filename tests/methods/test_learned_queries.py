@@ -99,6 +99,19 @@ def test_more_queries_than_cells():
     assert_same_tokens(out[0], run_method(make("learned_queries(9, num_layers=1, heads=2)"), tokens[0]), 1e-9)
 
 
+@pytest.mark.parametrize("style", [None, "titok"])
+def test_untrained_queries_differ(style):
+    """Queries that all compute nearly the same token at the start remain so for long."""
+    torch.manual_seed(0)
+    (method,) = registry.build(f"learned_queries(8, num_layers=3, heads=2, style={style!r})", dim=64)
+    (encoder,) = registry.build("bottleneck(64)", dim=C)
+    with torch.no_grad():
+        tokens = method(encoder(video(2).to(torch.float32))).features
+    unit = torch.nn.functional.normalize(tokens, dim=2)
+    others = (unit @ unit.mT)[:, ~torch.eye(8, dtype=torch.bool)]
+    assert float(others.mean()) < 0.3
+
+
 def test_styles():
     with pytest.raises(ValueError, match="style must be 'titok' or 'titok_mixed' or 'larp'"):
         make("learned_queries(5, style='vit')")

@@ -182,6 +182,14 @@ class TestLevels:
         assert torch.equal(index, index.round())
         assert 0 <= int(index.min()) < 20 and 8171 < int(index.max()) < 8192
 
+    def test_levels_of_predicted_data_reach_pure_noise(self):
+        """A sampler with one step evaluates level 1 alone, near which half of a percent of the others are."""
+        torch.manual_seed(0)
+        data, velocity = (Diffusion.from_names("flow", target).random_levels((20_000,)) for target in ("x", "v"))
+        assert float((data > 0.95).float().mean()) == pytest.approx(0.05, abs=0.005)
+        assert float((velocity > 0.95).float().mean()) < 0.005
+        assert bool(((data > 0) & (data <= 1)).all())
+
     def test_the_loss_of_the_true_target_is_zero(self):
         x, noise = torch.randn(2, 3, 4)
         s = torch.rand(3)

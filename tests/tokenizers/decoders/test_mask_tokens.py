@@ -48,6 +48,21 @@ def test_tokens_are_a_sequence():
 
 
 @torch.no_grad()
+def test_an_untrained_decoder_distinguishes_tokens():
+    """Another order of the tokens changes its frames, not only other tokens."""
+    decoder = build().decoder
+    features, mask = torch.randn(2, 6, 16), torch.ones(2, 6, dtype=torch.bool)
+    cells = torch.zeros(2, 12, dtype=torch.long)
+    tokens = Tokens(features, torch.zeros(2, 6, 3), mask.float(), mask, cells, Grid(2, 2, 3))
+    frames = decoder(tokens)
+    order, content = (
+        float((decoder(tokens.replace(features=other)) - frames).square().mean())
+        for other in (features.flip(1), features.flip(0))
+    )
+    assert order > 0.03 * content
+
+
+@torch.no_grad()
 def test_a_shorter_sequence_equals_padding():
     decoder, features = build().decoder, torch.randn(1, 6, 16)
 

@@ -81,8 +81,11 @@ class LearnedQueries(Resampler):
         self.dim, self.num_layers, self.heads = dim, num_layers, heads
         self.ordered, self.style, self.checkpoint = ordered, style, checkpoint
         self.places = PositionEmbedding(dim) if style is None else None
-        self.queries = nn.Parameter(torch.randn(int(self.budget.value), dim) * dim**-0.5)
-        self.class_token = nn.Parameter(torch.randn(dim) * dim**-0.5) if style in _STYLES[:2] else None
+        # Of the length of normalized features, as after the first norm of TiTok. Shorter ones, as in LARP, are soon all
+        # the same, since what a block adds is nearly equal for all queries at the start.
+        scale = dim**-0.5 if style == "larp" else 1.0
+        self.queries = nn.Parameter(scale * torch.randn(int(self.budget.value), dim))
+        self.class_token = nn.Parameter(torch.randn(dim)) if style in _STYLES[:2] else None
         self.blocks = nn.ModuleList(QueryBlock(dim, heads, bias=style != "larp") for _ in range(num_layers))
         if channels is not None:
             check_counts(channels=channels)

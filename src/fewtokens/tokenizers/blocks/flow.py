@@ -204,10 +204,16 @@ class Diffusion:
         return z
 
     def random_levels(self, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
-        """Samples the levels of a training step: `sigmoid_normal` on the rectified flow, else any index equally."""
+        """Samples the levels of a training step: `sigmoid_normal` on the rectified flow, else all equally.
+
+        If the data are predicted, levels of the flow are uniform: `sigmoid_normal` is rarely near pure noise, the only
+        level that a sampler with one step evaluates.
+        """
         if isinstance(self.path, VariancePreserving):
             count = len(self.path.signal)
             return torch.randint(count, tuple(shape), device=device) / count
+        if self.target == "x":
+            return 1 - torch.rand(tuple(shape), device=device)
         return sigmoid_normal(*shape, device=device)
 
 

@@ -65,7 +65,8 @@ class MaskTokens(Decoder):
         if isinstance(positions, str) and (positions != "sine" or width % 2):
             raise ValueError(f"positions must be sine, with an even width, or T, H and W of a grid, got {positions!r}")
         self.embed = nn.Linear(dim, width)
-        self.order = nn.Parameter(0.02 * torch.randn(num_tokens, width))
+        # As long as the positions of cells, so that the cells distinguish tokens from the start.
+        self.order = nn.Parameter(torch.randn(num_tokens, width))
         self.missing = nn.Parameter(0.02 * torch.randn(width))
         self.mask = nn.Parameter(0.02 * torch.randn(width))
         self.learned = None if isinstance(positions, str) else LearnedPositions(width, positions)
