@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from fewtokens.core.method import save_weights
-from fewtokens.llm import attach
+from fewtokens.llm import Session, attach
 from fewtokens.llm.composed import load_video_llm
 from fewtokens.llm.layers.cache import PrunedLayer
 from fewtokens.methods.layers.videollm_mod import VideoLLMMoD, highest_of_frames
 from tests.helpers.layers import layer_state
 from tests.llm.test_composed import batch, build, parts, train  # noqa: F401
 from tests.llm.test_compress import GREEDY, generate, logits_of, recompute
+from tests.llm.test_session import loaded
+from tests.llm.test_stream_session import CLIP
 from tests.llm.tiny import prompt, tiny
 
 MIXTURE = (("text", 3), ("video", 4), ("text", 5))
@@ -201,3 +203,8 @@ def test_arguments(parts):  # noqa: F811
         VideoLLMMoD(dim=8).choose(layer_state(), 0)
     with pytest.raises(ValueError, match="acts inside the language model and has no parameters to train"):
         build(parts, "fastv(layer=1)")
+
+
+def test_an_answer_counts_the_tokens_of_each_layer():
+    answer = Session(*loaded("llava_onevision"), "videollm_mod(keep=0.5)", 4).ask(CLIP, "what happens", 2)
+    assert answer.layer_tokens == [answer.tokens // 2, answer.tokens, answer.tokens // 2]

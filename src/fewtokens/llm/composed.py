@@ -84,7 +84,7 @@ class ComposedVideoLLM(nn.Module):
 
     Attributes:
         compressor: the methods before the language model.
-        inside: those inside it, which always run.
+        inside: those inside it, which always run; None if there are none.
         streams: the `Streams`, or None.
         video_encoder: the encoder, of which `encoder` is the network.
         current_features: the encoder's output that the language model is reading, by modality.
@@ -141,6 +141,7 @@ class ComposedVideoLLM(nn.Module):
         self.streams = Streams(self.language_model, streams) if streams else None
 
     video_encoder: VitEncoder
+    inside: Any  # an nn.ModuleList, or None
 
     def _make_projector(self, encoder: Encoder) -> nn.Sequential:
         return nn.Sequential(nn.Linear(encoder.dim * self.pool**2, self.dim), nn.GELU(), nn.Linear(self.dim, self.dim))
@@ -187,7 +188,7 @@ class ComposedVideoLLM(nn.Module):
 
     @checkpointing.setter
     def checkpointing(self, enabled: bool) -> None:
-        if enabled and len(self.inside):
+        if enabled and self.inside is not None:
             raise ValueError(
                 "methods inside the language model cannot be trained with recomputed activations; use "
                 "--set checkpointing=false"
@@ -205,8 +206,9 @@ class ComposedVideoLLM(nn.Module):
                 cue that is not available.
         """
         methods, inside = split_inside(registry.build(spec, dim=self.dim) if spec.strip() else [])
+        trained = [method for method in inside if isinstance(method, nn.Module)]
         for layer_method in inside:
-            if not isinstance(layer_method, nn.Module):
+            if layer_method not in trained:
                 raise ValueError(
                     f"{layer_method.name} acts inside the language model and has no parameters to train; use `with "
                     "attach(model, ...)`, or a Session"
@@ -217,13 +219,13 @@ class ComposedVideoLLM(nn.Module):
                 raise ValueError(f"{method.name} needs {' and '.join(sorted(unknown))}, which {kind} cannot provide")
             check_received(method, "the encoder of a composed model")
         self.compressor = Pipeline(methods).to(self.device)
-        self.inside = nn.ModuleList(inside).to(self.device)  # type: ignore[arg-type]
+        self.inside = nn.ModuleList(trained).to(self.device) if trained else None
         return self
 
     @property
     def spec(self) -> str:
         """The spec of its methods, those inside the language model included."""
-        return " | ".join(filter(None, [self.compressor.spec, *(method.spec for method in self.inside)]))  # type: ignore[misc]
+        return " | ".join(filter(None, [self.compressor.spec, *(method.spec for method in self.inside or ())]))
 
     @property
     def cues(self) -> tuple[str, ...]:
@@ -354,11 +356,11 @@ class ComposedVideoLLM(nn.Module):
 
     def _running_inside(self) -> AbstractContextManager[Any]:
         """Hooks the methods inside the language model into its layers."""
-        if not len(self.inside):
+        if self.inside is None:
             return nullcontext()
         from fewtokens.llm.layers.hooks import LayerRuntime
 
-        return LayerRuntime(self, list(self.inside)).attach()  # type: ignore[arg-type]
+        return LayerRuntime(self, list(self.inside)).attach()
 
     def forward(
         self,
@@ -395,7 +397,7 @@ class ComposedVideoLLM(nn.Module):
         with self._reading(prompt.get("mm_encoder_outputs")), self._running_inside():
             output = self.llm(**self.embed(prompt))
         if labels is not None:
-            losses = [method.auxiliary_loss() for method in self.inside]  # type: ignore[operator]
+            losses = [method.auxiliary_loss() for method in self.inside or ()]
             output.loss = sum((loss for loss in losses if loss is not None), output.loss)
         return output
 
