@@ -38,7 +38,7 @@ _METHODS = (
     "uniform_frames", "random_frames", "scene_changes", "keyframes", "max_min_frames", "aks",
     "f2c", "quota", "kffocus", "dcode", "timemarker", "intp", "videoitg", "sevila", "koala",
     "ring", "reservoir", "halving", "tome_cap", "kmeans_cap", "moviechat", "videoscan", "videollamb",
-    "tdc", "videostreaming", "video_xl_pro", "vidcompress", "ring_cache", "videoscan_cache", "video_xl",
+    "tdc", "videostreaming", "video_xl_pro", "vidcompress", "ring_cache", "videoscan_cache", "video_xl", "video_xl_2",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 
