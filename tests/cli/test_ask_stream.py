@@ -37,8 +37,8 @@ def camera(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("cameras") / "camera.mkv", torch.cat([first, second]), 2)
 
 
-def ask(model: Path, *words: object, code: int = 0, typed: str = "") -> Result:
-    words = ("ask", *words, "--model", model, "--device", "cpu", "--max-new-tokens", 3, "--with", MEMORY)
+def ask(model: Path, *words: object, code: int = 0, typed: str = "", spec: str = MEMORY) -> Result:
+    words = ("ask", *words, "--model", model, "--device", "cpu", "--max-new-tokens", 3, "--with", spec)
     done = CliRunner().invoke(app, list(map(str, words)), input=typed)
     assert done.exit_code == code, (done.output, done.exception)
     assert "Traceback" not in done.output
@@ -69,6 +69,19 @@ def test_each_question_is_answered_at_its_second(model, camera, tmp_path):
         assert session.ask(row["question"], 3).text == row["answer"]
     printed = ask(model, *words).stdout
     assert f"4.0 s: {FIRST}\n" in printed and f"10.0 s: {SECOND}\n" in printed and rows[-1]["answer"] in printed
+
+
+def test_a_memory_in_the_cache_for_a_stream_and_for_a_file(model, camera, tmp_path):
+    spec, state = "videoscan_cache(cap=5)", tmp_path / "state.safetensors"
+    found = answers(ask(model, "--stream", camera, FIRST, "--snapshot", state, "--json", spec=spec))
+    assert found["answers"][0]["visual_tokens"] == 5 and found["complete"]
+    again = answers(ask(model, "--stream", camera, FIRST, "--resume", state, "--json", spec=spec))
+    assert again["frames"] == 32 and again["state_bytes"] == found["state_bytes"]
+    whole = answers(ask(model, camera, FIRST, "--frames", 8, "--json", spec=spec))
+    (row,) = whole["answers"]
+    assert row["visual_tokens"] == 5 and row["cells"] == 8 * 16
+    done = ask(model, camera, FIRST, spec="videoscan_cache | fastv(layer=1)", code=2)
+    assert "use a Session or a StreamSession" in " ".join(done.output.split())
 
 
 def test_questions_from_the_terminal(model, camera):

@@ -32,7 +32,7 @@ SPECS = {
 def test_every_layer_method_is_covered():
     memories = {name for name in registry.layer_names() if issubclass(registry.get(name), KVMemory)}
     assert {*SPECS, "dycoke_cache", *memories} == set(registry.layer_names())
-    assert {"ring_cache", "videoscan_cache", "video_xl"} <= memories
+    assert {"ring_cache", "videoscan_cache", "video_xl", "video_xl_2"} <= memories
 
 
 @pytest.mark.parametrize("name", registry.layer_names())

@@ -15,7 +15,9 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.kv_memory import RAW, STEP, SUMMARY, Columns, KVState, position_ids, slot_info
 from fewtokens.llm import Session, StreamSession, attach
 from fewtokens.llm.layers.summary_tokens import SummaryTokens
+from fewtokens.llm.prompts import ComposedProcessor
 from fewtokens.video import Video, synthetic
+from tests.llm.test_composed import build, parts  # noqa: F401
 from tests.llm.test_session import FIRST, SECOND, loaded
 
 CLIP = synthetic("shapes", frames=8, size=(64, 96), seed=1)
@@ -150,6 +152,19 @@ def test_other_families_are_refused(family, message):
         StreamSession(*loaded(family), ALL)
 
 
+def test_a_composed_model(parts):  # noqa: F811
+    model = build(parts).eval()
+    processor = ComposedProcessor(parts / "llm", model, num_frames=8, read_size=32)
+    session = StreamSession(model, processor, ALL)
+    session.push(CLIP)
+    whole, answer = Session(model, processor, "").ask(CLIP, "what happens", 4), session.ask("what happens", 4)
+    assert (answer.text, answer.tokens, answer.prompt_tokens) == (whole.text, whole.tokens, whole.prompt_tokens)
+    with torch.no_grad():
+        expected = model(**processor(model, CLIP, "what happens")).logits[0]
+    ours = logits(session, "what happens")
+    torch.testing.assert_close(ours, expected[-len(ours) :], atol=1e-4, rtol=1e-4)
+
+
 def test_errors():
     model, processor = loaded("llava_onevision")
     with pytest.raises(ValueError, match="is a memory in the key-value cache; use a Session"), attach(model, ALL):
@@ -259,3 +274,31 @@ def test_summary_tokens_are_trained_and_loaded(tmp_path):
     assert (logits(stream("llava_onevision", "video_xl(4, window=32)")) - trained).abs().max() > 1e-3
     with pytest.raises(ValueError, match="summary tokens"):
         stream("llava_onevision", f"video_xl(checkpoint={str(session.snapshot(tmp_path / 'state.safetensors'))!r})")
+
+
+def test_video_xl_2_with_all_chunks_is_attention_with_the_mask_of_chunks():
+    """Three chunks of two frames, each of which sees the one before, against the stock layers with this mask."""
+    spec = "video_xl_2(dense=3, chunk=2, sparse=5, previous=1, positions='absolute')"
+    session = stream("llava_onevision", spec, 6)
+    model, processor = loaded("llava_onevision")
+    kv, memory = session._kv, state(session)
+    ids = processor(model, Video(CLIP.frames[:6], CLIP.times[:6]), FIRST)["input_ids"][0]
+    chunk = torch.full((len(ids),), -1)
+    video = (ids == model.config.video_token_id).nonzero().squeeze(1)[:-1]  # the last is the newline
+    chunk[video] = torch.arange(len(video)) // 32
+    end = int(video[-1])
+    seen = (chunk[:, None] - chunk[None]).clamp(min=0) <= 1
+    seen |= (torch.arange(len(ids)) > end)[:, None] | (chunk < 0)[None]
+    seen &= torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+    with torch.no_grad():
+        rows = [session._encode([(frame, 0.0)])[0] for frame in CLIP.frames[:6]]
+        features = torch.cat([row.features[row.layout.cells("cpu")] for row in rows])
+        embeddings = torch.cat([kv.runtime.embed(ids[: video[0]]), features, kv._question(FIRST).embeddings])
+        mask = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        hidden = kv.runtime.text(inputs_embeds=embeddings[None], attention_mask=mask, use_cache=False)
+        expected = kv.runtime.logits(hidden.last_hidden_state[0, end + 1 :])
+        torch.testing.assert_close(logits(session), expected, atol=1e-4, rtol=1e-4)
+        # Reading one chunk, by the question's own attention, gives others.
+        kv.method.dense = 1
+        assert (logits(session) - expected).abs().max() > 1e-3
+    assert len(memory.host) == 3 and session.ask(FIRST, 2).tokens == 32 + 2 * 7

@@ -230,7 +230,7 @@ class KVState:
         return sum(slots.nbytes for slots in (self.slots, *self.host)) + stats
 
     def copy(self) -> KVState:
-        """Returns a state whose changes leave this one as it is; tensors, which no method changes, are shared."""
+        """Returns a state whose changes have no effect on this one; tensors, which no method changes, are shared."""
         return replace(self, host=list(self.host), stats=dict(self.stats))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -269,7 +269,7 @@ class KVMemory(LayerMethod):
 
     Class attributes:
         on_jump: what to do if time goes back, see `Memory`; always "error".
-        summarizes: whether columns of the kind `SUMMARY` have one embedding and projections of their own, which may be
+        summarizes: whether columns of the kind `SUMMARY` share one embedding and projections, which may be
             trained (`fewtokens.llm.layers.summary_tokens`), instead of the embeddings that the method gives them.
 
     Attributes:

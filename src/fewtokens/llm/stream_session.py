@@ -507,9 +507,7 @@ def _replace_tensors(state: Any, tensors: Sequence[Tensor]) -> Any:
     return replace(state, **values)
 
 
-def _split_memory(
-    chain: Pipeline, inside: Sequence[LayerMethod]
-) -> tuple[Pipeline, Memory | KVMemory, Sequence[LayerMethod]]:
+def _split_memory(chain: Pipeline, inside: list[LayerMethod]) -> tuple[Pipeline, Memory | KVMemory, list[LayerMethod]]:
     """Returns the methods before the memory of a chain, the memory, and those inside the language model after it.
 
     Raises:

@@ -41,7 +41,7 @@ _METHODS = (
     "tdc", "videostreaming", "video_xl_pro", "vidcompress", "token_turing_memory", "ma_lmm", "lion_fs",
     "videollm_mod",
     "free_video_llm", "dcode_tokens", "b_vllm", "iva", "marc",
-    "ring_cache", "videoscan_cache", "video_xl",
+    "ring_cache", "videoscan_cache", "video_xl", "video_xl_2",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 

@@ -75,6 +75,10 @@ class _Pass:
         return score.softmax(-1).mean((0, 1, 2, 3))
 
 
+# The pass that is running, last; transformers would keep an attention function, and its tensors, forever.
+_PASSES: list[_Pass] = []
+
+
 class KVRuntime:
     """Runs a language model against slots.
 
@@ -93,7 +97,7 @@ class KVRuntime:
     """
 
     def __init__(self, model: Any, backend: Backend, method: KVMemory) -> None:
-        self.model, self.method = model, method
+        self.model, self.method, self.causal_lm = model, method, backend.causal_lm(model)
         self.text = language_model(model)
         self.config = self.text.config
         self.limit = backend.context_length(model)
@@ -160,7 +164,7 @@ class KVRuntime:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The logits of outputs of the last layer [n,D], [n,V]."""
-        return self.model.get_output_embeddings()(hidden)
+        return self.causal_lm.get_output_embeddings()(hidden)
 
     def check_positions(self, end: int) -> None:
         """Raises a ValueError if positions up to `end` - 1 are beyond the context of the model."""
@@ -191,9 +195,11 @@ class KVRuntime:
         """Makes the layers attend by `run`."""
         from transformers import AttentionInterface
 
-        AttentionInterface.register(_NAME, run.attend)
+        AttentionInterface.register(_NAME, _attend)
         own = self.config._attn_implementation
         with ExitStack() as stack:
+            _PASSES.append(run)
+            stack.callback(_PASSES.pop)
             stack.callback(setattr, self.config, "_attn_implementation", own)
             self.config._attn_implementation = _NAME
             stack.enter_context(self.text.rotary_emb.register_forward_hook(_identity))
@@ -212,7 +218,7 @@ class KVRuntime:
         embeddings = self.embed(torch.arange(4) + 3)
         ids = torch.tensor([[0, 1, 2, 3], [0, 1, 1, 4], [0, 1, 3, 2]])[: self.axes]
         positions = ids[:, None] if self.axes > 1 else ids
-        expected = backend.causal_lm(self.model)(
+        expected = self.causal_lm(
             inputs_embeds=embeddings[None], position_ids=positions.to(self.device), use_cache=False
         ).logits[0]  # fmt: skip
         try:
@@ -228,6 +234,10 @@ class KVRuntime:
             f"{self.method.name} cannot hold the keys of {backend.name} before their rotation ({reason}); use a memory "
             "before the language model, such as 'moviechat'"
         )
+
+
+def _attend(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    return _PASSES[-1].attend(*args, **kwargs)
 
 
 def _identity(module: Any, args: Any, output: Any) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from fewtokens.core.kv_memory import TEXT, Columns, KVMemory, KVSlots, KVState, Run
 
 
@@ -25,7 +27,8 @@ class RingCache(KVMemory):
         self.set_memory(cap, positions)
 
     def write(self, frame: Columns, state: KVState, run: Run) -> None:
+        assert self.cap is not None
         slots = KVSlots.concatenate([state.slots, run(frame, state.slots)])
-        video = slots.kind != TEXT
-        newest = video.flip(0).cumsum(0).flip(0)
-        state.slots = slots.take(~video | (newest <= self.cap)) if int(video.sum()) > (self.cap or 0) else slots
+        text = int((slots.kind == TEXT).sum())
+        oldest = max(text, len(slots) - self.cap)
+        state.slots = slots.take(torch.cat([torch.arange(text), torch.arange(oldest, len(slots))]))
