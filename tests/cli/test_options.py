@@ -84,6 +84,7 @@ SAMPLES = {
     ("eval bc", "recording"): "--task t --write-demos w",
     ("eval bc", "nothing written"): "--task t --encoder e",
     **{(f"eval {name}", "test set"): "--data D --val V" for name in ("fewshot", "linear", "knn")},
+    ("train video-llm", "from"): "--data D --from M --out o",
     ("train classify", "test set"): "vit_s16 --data D --val V --out o",
 }  # fmt: skip
 # Values of options that are checked before anything runs; others accept any text.

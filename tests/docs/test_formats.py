@@ -124,8 +124,8 @@ def printed(tmp_path_factory) -> dict[str, list[Any]]:
     model = save("llava_onevision", folder / "model")
     few = ("--model", model, "--frames", 8, "--device", "cpu", "--with", "kmeans(keep=4)", "--json")
     found["ask"] = [
-        run("ask", clip, "what happens", *few, *more, "--max-new-tokens", 2)
-        for more in (("--compare",), ("--decompose", 9, "--max-new-tokens", 20))
+        run("ask", clip, "what happens", *few, *more, "--max-new-tokens", length)
+        for length, *more in ((2, "--compare"), (9, "--decompose", 1))
     ]
     (folder / "questions.txt").write_text("0.5 what happens\n9 what happens\n")
     words = ("ask", "--stream", clip, "--questions", folder / "questions.txt", "--model", model, "--device", "cpu")

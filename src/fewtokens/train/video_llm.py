@@ -23,7 +23,7 @@ from fewtokens.llm.composed import ComposedVideoLLM
 from fewtokens.llm.pixels import square_frames
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, files_input, plain_input
-from fewtokens.train.loop import Evaluate, Progress, Report, fit
+from fewtokens.train.loop import Evaluate, Objective, Progress, Report, fit
 from fewtokens.train.settings import Settings
 from fewtokens.video import read
 
@@ -157,6 +157,7 @@ def train_video_llm(
     settings: Settings,
     out: str | Path,
     *,
+    objective: Objective = answer_loss,
     collate: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
     evaluate: Evaluate | None = None,
     inputs: Mapping[str, Input] | None = None,
@@ -169,6 +170,7 @@ def train_video_llm(
 
     Args:
         data: samples as `Conversations` returns them, or with encoded "video_cells" instead of pixels.
+        objective: see `fewtokens.train.refinement` for others.
         collate: combines samples into a batch, if they have another format.
         evaluate, inputs, resume, progress, device: as for `fit`.
         meta: JSON values saved with its config.
@@ -178,7 +180,7 @@ def train_video_llm(
     """
     report = fit(
         model,
-        answer_loss,
+        objective,
         data,
         settings,
         out,

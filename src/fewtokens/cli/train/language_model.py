@@ -20,6 +20,8 @@ from fewtokens.core.keys import heading
 if TYPE_CHECKING:
     from fewtokens.llm.composed import ComposedVideoLLM
     from fewtokens.train.inputs import Input
+    from fewtokens.train.loop import Objective
+    from fewtokens.train.video_llm import Reading
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,25 @@ def train_language_model(
     conversations: ConversationOptions,
     options: LanguageTrainOptions,
     base: dict[str, Any],
+    objective: Callable[[ComposedVideoLLM, Reading], Objective] | None = None,
 ) -> None:
-    """Trains the model that `build()` initializes with the seed of the run; options override the settings in `base`."""
+    """Trains the model that `build()` initializes with the seed of the run; options override the settings in `base`.
+
+    `objective`: makes one of `fewtokens.train.refinement`; None for the loss of the answers.
+    """
     import torch
     from accelerate import PartialState
 
     from fewtokens.data import qa_sets
     from fewtokens.train.inputs import plain_input
+    from fewtokens.train.refinement import QuestionClips, collate_clips
     from fewtokens.train.settings import Settings, parse_setting
     from fewtokens.train.video_llm import (
         PAPER,
         Conversations,
         Reading,
         add_lora,
+        answer_loss,
         conversation_inputs,
         evaluator,
         train_video_llm,
@@ -125,9 +133,11 @@ def train_language_model(
     with training_progress("training", total, ("loss", "exact_match"), main) as step:
         report = train_video_llm(
             model,
-            Conversations(training, reading, model.tokenizer),
+            (Conversations if objective is None else QuestionClips)(training, reading, model.tokenizer),
             settings,
             folder,
+            objective=answer_loss if objective is None else objective(model, reading),
+            collate=None if objective is None else collate_clips,
             evaluate=evaluator(test, reading) if test else None,
             inputs=inputs,
             resume=not options.fresh,

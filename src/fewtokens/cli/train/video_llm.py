@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewtokens.cli.command import verb
-from fewtokens.cli.options import ENCODER, METHOD, MODEL, Check, check_model, check_specs, find_model
+from fewtokens.cli.command import Mode, verb
+from fewtokens.cli.errors import check_exists
+from fewtokens.cli.options import ENCODER, METHOD, MODEL, TRAINING, Check, check_model, check_specs, find_model
 from fewtokens.cli.train.language_model import (
     ConversationOptions,
     LanguageTrainOptions,
@@ -18,6 +20,10 @@ from fewtokens.cli.train.language_model import (
 if TYPE_CHECKING:
     from fewtokens.llm.composed import ComposedVideoLLM
     from fewtokens.train.inputs import Input
+    from fewtokens.train.loop import Objective
+    from fewtokens.train.video_llm import Reading
+
+OBJECTIVES = ("answers", "sevila", "marc")
 
 
 @verb(
@@ -29,20 +35,48 @@ if TYPE_CHECKING:
     "--streams slow_fast --out run",
     "fewtokens train video-llm --data train.jsonl --encoder clip/ --encoder2 vivit/ --llm qwen/ "
     '--with "spatial_pool(stride=2)" --out run',
+    'fewtokens train video-llm --data train.jsonl --from run/model --objective marc --with "marc(events=3)" --out few',
+    "fewtokens train video-llm --data train.jsonl --from run/model --objective sevila --out localizer",
+    modes=(
+        Mode(
+            "from",
+            lambda values: values["start"] is not None,
+            ("encoder", "llm", "encoder2", "segment", "pool", "positions", "streams"),
+            "have no effect with --from",
+        ),
+    ),
 )
 def video_llm(
     conversations: ConversationOptions,
+    options: LanguageTrainOptions,
     encoder: Annotated[
-        str,
+        str | None,
         typer.Option("--encoder", help="Video encoder, a ViT: folder or hub id.", rich_help_panel=ENCODER),
         Check(check_model, find_model),
-    ],
+    ] = None,
     llm: Annotated[
-        str,
+        str | None,
         typer.Option("--llm", help="Causal language model: folder, .gguf file or hub id.", rich_help_panel=MODEL),
         Check(check_model, find_model),
-    ],
-    options: LanguageTrainOptions,
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FOLDER",
+            help="Start from a model that train video-llm wrote, instead of --encoder and --llm.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    objective: Annotated[
+        str,
+        typer.Option(
+            "--objective",
+            help="answers: the written answers. sevila: for which frames the model of --from answers right. marc: "
+            "right answers with few tokens, more if the model of --from is right with all.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = "answers",
     encoder2: Annotated[
         str | None,
         typer.Option(
@@ -89,11 +123,15 @@ def video_llm(
             metavar="PRESET",
             rich_help_panel=MODEL,
             help="How the language model also reads the tokens before the methods: slow_fast, crosslmm, vista_llama "
-            'or vamba; "slow_fast(every=4)" in every 4th layer.',
+            'vamba or iva; "slow_fast(every=4)" in every 4th layer.',
         ),
     ] = "",
 ) -> None:
     """Train a video language model, composed of a video encoder and a language model, on conversations about videos.
+
+    With --from, the run starts from a trained model, and --with replaces its methods. With --objective sevila, the
+    model learns to answer "yes" if a frame suffices for a question, so that it can score frames; with marc, it learns
+    from rewards to answer with few tokens. The model of --from is the fixed one that answers for comparison.
 
     Its parts are encoder, projector, compressor, inside (methods inside the language model), streams and llm, with a
     second encoder also encoder2 and projector2.
@@ -101,7 +139,16 @@ def video_llm(
     Dynamics paper.
     """
     check_conversations(conversations)
-    from fewtokens.llm.composed import build_video_llm
+    check_exists(start)
+    if objective not in OBJECTIVES:
+        raise ValueError(f"--objective must be {', '.join(OBJECTIVES[:-1])} or {OBJECTIVES[-1]}, got {objective!r}")
+    if start is None and objective != "answers":
+        raise ValueError(f"--objective {objective} requires --from, a model that train video-llm wrote")
+    if start is None and (encoder is None or llm is None):
+        raise ValueError("give --encoder and --llm, or --from a model that train video-llm wrote")
+    if objective == "marc" and not spec:
+        raise ValueError("--objective marc requires --with, the methods that leave few tokens")
+    from fewtokens.llm.composed import build_video_llm, load_video_llm
     from fewtokens.llm.layers.streams import parse
     from fewtokens.train.inputs import folder_input, plain_input
 
@@ -111,6 +158,11 @@ def video_llm(
         raise ValueError("--segment has no effect without --encoder2")
 
     def build() -> tuple[ComposedVideoLLM, dict[str, Input]]:
+        if start is not None:
+            model = load_video_llm(start, spec=spec or None, device="cpu", batch=256)
+            values = {"--with": spec, "--objective": objective}
+            return model, {"--from": folder_input(start)} | {name: plain_input(value) for name, value in values.items()}
+        assert encoder is not None and llm is not None
         options: dict[str, Any] = {"pool": pool, "positions": positions}
         if streams:  # runs without it, also of earlier versions, do not record it
             options["streams"] = streams
@@ -123,4 +175,13 @@ def video_llm(
             sources["--encoder2"] = folder_input(encoder2)
         return model, sources | {name: plain_input(value) for name, value in values.items()}
 
-    train_language_model(build, conversations, options, {})
+    def refine(model: ComposedVideoLLM, reading: Reading) -> Objective:
+        from fewtokens.llm.prompts import ComposedProcessor
+        from fewtokens.train.refinement import SelfRefinement, TeacherReward
+
+        assert start is not None
+        processor = ComposedProcessor(start, model, num_frames=reading.frames, read_size=reading.size)
+        other = load_video_llm(start, device=str(options.device or "auto"), batch=256)
+        return (SelfRefinement if objective == "sevila" else TeacherReward)(other, processor)
+
+    train_language_model(build, conversations, options, {}, None if objective == "answers" else refine)
