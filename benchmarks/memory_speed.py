@@ -28,6 +28,16 @@ from fewtokens.video import read
 
 FRAMES, PUSHES, ENCODINGS = 96, 64, 8
 LIMIT = 5.0
+NOTES = (
+    "Milliseconds of the processor, one thread. `push` is the mean, which includes the frames at which a step is "
+    "complete and slots are merged; `tenths` is the range from the lowest to the highest tenth of the pushes. "
+    "`encoding` is the median of the same frame through DINOv2-small (ViT-S/14), in turn with the pushes. On a "
+    "machine with other work everything takes longer, so only the percentages can be compared between runs. The "
+    "memories above 5 % run a network on all tokens of a step of frames, as published, which cannot be cheap next "
+    "to so small an encoder: videostreaming two causal layers over the 16 x 256 tokens of a clip, video_xl_pro "
+    "attention and 3-D convolutions over four frames, videollamb a layer over the tokens of a segment, vidcompress "
+    "a query transformer over eight frames."
+)
 
 
 def milliseconds(run: Callable[[], Any]) -> float:
@@ -100,8 +110,6 @@ if __name__ == "__main__":
         "Pushing a frame to a memory, next to encoding it",
         "python benchmarks/memory_speed.py",
         {f"A frame of {features.shape[1]} tokens, {features.shape[2]} channels": rows},
-        notes="Milliseconds of the processor, one thread. `push` is the mean, which includes the frames at which "
-        "a step is complete and slots are merged; `tenths` is the range from the lowest to the highest tenth of the "
-        "pushes. `encoding` is the median of the same frame through DINOv2-small (ViT-S/14), in turn with the pushes.",
+        notes=NOTES,
         digits=3,
     )
