@@ -1,10 +1,10 @@
 """What memories still know of videos of 1 minute, 1 hour and 10 hours, decoded from their tokens alone.
 
-    taskset -c 1 python benchmarks/longvideo.py [NAME ...]   # names of settings; default: all. About 15 minutes.
+    taskset -c 1 python benchmarks/longvideo.py [NAME ...]   # names of settings; default: all. About 25 minutes.
 
 Scenes of 32 codes and 8 frames that occur once (2 in a minute), with noise, at 1 frame per second; three videos each,
 pushed as a batch. The trained memories have their initial parameters. `longvideo_pixels.py` has the same questions
-about rendered frames, `longvideo_real.py` about real video, `longvideo_language.py` as text.
+about rendered frames; `longvideo_real.py` finds scenes in real video.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from fewtokens.show.plots import save_plot
 SEEDS = (0, 1, 2)
 BASELINES = ("ring(1)", "ring({cap})", "reservoir({cap})", "halving({cap})", "tome_cap({cap})",
     "kmeans_cap({cap}, recent={large})")  # fmt: skip
+PLAIN = ("ring", "reservoir", "halving", "tome_cap", "kmeans_cap")
 UNTRAINED = ("videollamb({cap}, dim={dim})", "tdc({cap}, dim={dim})", "videostreaming({cap}, dim={dim})",
     "video_xl_pro({cap}, dim={dim})", "vidcompress({cap}, dim={dim})")  # fmt: skip
 ALL = (
@@ -53,7 +54,7 @@ COLUMNS = (*KINDS, "count error", *(name for name, *_ in DISTANCES))
 CAPTION = (
     "One hour at 1 frame per second, three videos, scenes of 32 codes and 8 frames that occur once; 16 to 256 slots. "
     "Score: mean accuracy of seven kinds of question. Baselines are dashed; the dotted line is a guess without the "
-    "video."
+    "video. moviechat(short=1) and videoscan(merge) have the same scores."
 )
 NOTES = (
     "Score: mean of the seven accuracies from far to needle, mean of three videos; middle: the same asked after half "
@@ -148,7 +149,8 @@ def draw(rows: list[dict[str, Any]], guess: float) -> None:
     figure, axis = plt.subplots(figsize=(10, 5.6), layout="constrained")
     for name in names:
         points = [row for row in rows if row["method"] == name]
-        axis.plot([p["bytes"] for p in points], [p["score"] for p in points], label=name, **styles[name])
+        style = styles[name] | ({"linestyle": "--"} if name in PLAIN else {})
+        axis.plot([p["bytes"] for p in points], [p["score"] for p in points], label=name, **style)
     axis.axhline(guess, color="#1b1b1b", linewidth=0.8, linestyle=":")
     axis.set(xscale="log", xlabel="bytes of the state", ylabel="score (mean accuracy)", ylim=(0, 1.03))
     axis.grid(alpha=0.25, which="both")

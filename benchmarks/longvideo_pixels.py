@@ -5,7 +5,7 @@
 The same scripts as frames of 56 x 56 pixels (`fewtokens.evaluation.longvideo.pictures`): places with moving shapes,
 distractors, a still or moving camera, cuts, frames that occur once. Frames are rendered and encoded a minute at a time
 and pushed to all memories; nothing else is held. A slot is decoded as the place with the nearest mean features. The
-real encoder is `weights/dinov2-small` of the data folder. About 12 minutes of one core.
+real encoder is `weights/dinov2-small` of the data folder.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from longvideo import ALL, COLUMNS, UNTRAINED, build, mean_over, questions, samp
 
 SIZE, CHUNK = 56, 60
 LEARNED_FREE = tuple(spec for spec in ALL if spec not in UNTRAINED and "paper" not in spec)
-# Name: encoder, seconds, cap, memories.
+# Name: encoder, seconds, seconds from frame to frame, cap, memories.
 SETTINGS = {
-    "1 min, patches": ("patches", 60, 16, LEARNED_FREE),
-    "10 min, patches": ("patches", 600, 32, LEARNED_FREE),
-    "1 h, patches": ("patches", 3600, 64, LEARNED_FREE),
-    "1 min, ViT-S/14": ("dinov2-small", 60, 16, (*LEARNED_FREE, *UNTRAINED)),
-    "10 min, ViT-S/14": ("dinov2-small", 600, 32, (*LEARNED_FREE, *UNTRAINED)),
-    "1 h, ViT-S/14": ("dinov2-small", 3600, 64, (*LEARNED_FREE, *UNTRAINED)),
+    "1 min, patches": ("patches", 60, 1, 16, LEARNED_FREE),
+    "10 min, patches": ("patches", 600, 1, 32, LEARNED_FREE),
+    "1 h, patches": ("patches", 3600, 4, 64, LEARNED_FREE),
+    "1 min, ViT-S/14": ("dinov2-small", 60, 1, 16, (*LEARNED_FREE, *UNTRAINED)),
+    "10 min, ViT-S/14": ("dinov2-small", 600, 1, 32, (*LEARNED_FREE, *UNTRAINED)),
+    "1 h, ViT-S/14": ("dinov2-small", 3600, 4, 64, (*LEARNED_FREE, *UNTRAINED)),
 }
 NOTES = (
-    "Three videos of 56 x 56 pixels at 1 frame per second, 16 tokens of 588 (patches: pixels) or 384 channels per "
-    "frame. Columns as in longvideo.md; milliseconds: CPU time of a memory per frame of a batch of three, without "
-    "rendering and encoding, whose own are in the row of all frames, for a single frame. All frames: every frame "
-    "decoded on its own, which bounds what the encoder and the nearest prototype allow. Not trained: videollamb, tdc, "
-    "videostreaming, video_xl_pro, vidcompress."
+    "Three videos of 56 x 56 pixels at 1 frame per second, of an hour one every 4 s, 16 tokens of 588 (patches: "
+    "pixels) or 384 channels per frame. Columns as in longvideo.md; milliseconds: CPU time of a memory per frame of a"
+    " batch of three, without rendering and encoding, whose own are in the row of all frames, for a single frame. All"
+    " frames: every frame decoded on its own, which bounds what the encoder and the nearest prototype allow. Not "
+    "trained: videollamb, tdc, videostreaming, video_xl_pro, vidcompress."
 )
 
 
@@ -75,7 +75,9 @@ class Running:
 
 
 @torch.inference_mode()
-def table(encoder: Encoder, prototypes: Prototypes, seconds: int, cap: int, specs: tuple[str, ...]) -> list[Any]:
+def table(
+    encoder: Encoder, prototypes: Prototypes, seconds: int, every: int, cap: int, specs: tuple[str, ...]
+) -> list[Any]:
     """One pass over three videos with all memories."""
     given = sample(seconds, 0.0)
     films = [Pictures(script, SIZE) for script in given]
@@ -85,13 +87,13 @@ def table(encoder: Encoder, prototypes: Prototypes, seconds: int, cap: int, spec
     chunk, rendering, encoding, frame = min(CHUNK, seconds // 2), 0.0, 0.0, 1
     for start in range(0, seconds, chunk):
         began = time.process_time()
-        frames = torch.stack([film.frames(start, start + chunk) for film in films])
+        frames = torch.stack([film.frames(start, start + chunk)[::every] for film in films])
         rendered = time.process_time()
-        tokens, _ = encoder(frames, torch.arange(start, start + chunk, dtype=torch.float64))
+        tokens, _ = encoder(frames, torch.arange(start, start + chunk, every, dtype=torch.float64))
         rendering, encoding = rendering + rendered - began, encoding + time.process_time() - rendered
         frame = tokens.grid.cells_per_frame
         for b, script in enumerate(scripts):
-            single = tokens.features[b].unflatten(0, (chunk, frame)).mean(1)
+            single = tokens.features[b].unflatten(0, (-1, frame)).mean(1)
             codes[b].append(
                 (torch.nn.functional.normalize(prototypes.project(single), dim=1) @ script.codes.T).argmax(1)
             )
@@ -99,34 +101,35 @@ def table(encoder: Encoder, prototypes: Prototypes, seconds: int, cap: int, spec
             run.push(tokens)
             if start + chunk == seconds // 2:
                 run.half = run.memory.read(run.state)
-    number = seconds * len(scripts)
+    number = seconds // every * len(scripts)
     rows = [
         {"memory": "text only", "tokens": 0, "bytes": 0, "milliseconds": 0.0} | questions(None, None, scripts),
         {
             "memory": f"all frames (render {1e3 * rendering / number:.2f} ms, encode {1e3 * encoding / number:.2f} ms)",
-            "tokens": seconds * frame, "bytes": seconds * frame * encoder.dim * 4, "milliseconds": 0.0,
-        } | every_frame(codes, scripts),
+            "tokens": seconds // every * frame, "bytes": seconds // every * frame * encoder.dim * 4,
+            "milliseconds": 0.0,
+        } | every_frame(codes, scripts, every),
     ]  # fmt: skip
     for run in runs:
         assert len(run.sizes) == 1
         read = run.memory.read(run.state)
         row = {
             "memory": run.spec, "tokens": round(float(read.mask.sum(1).double().mean())),
-            "bytes": run.sizes.pop() // len(scripts), "milliseconds": 1e3 * run.seconds / seconds,
+            "bytes": run.sizes.pop() // len(scripts), "milliseconds": 1e3 * run.seconds * every / seconds,
         } | questions(read, run.half, scripts, frame, prototypes.project)  # fmt: skip
         rows.append(row)
         print(row, flush=True)
     return rows
 
 
-def every_frame(codes: list[list[Tensor]], scripts: list[Script]) -> dict[str, float | None]:
+def every_frame(codes: list[list[Tensor]], scripts: list[Script], every: int) -> dict[str, float | None]:
     """Answers of a memory of all frames, from the code of each."""
     rows = []
     for script, parts in zip(scripts, codes, strict=True):
-        second = torch.arange(script.seconds, dtype=torch.float64)
+        second = torch.arange(0, script.seconds, every, dtype=torch.float64)
         recall = Recall(torch.cat(parts), second, second, second, script.num_scenes)
         half = script.seconds // 2
-        before = Recall(*(value[:half] for value in (recall.code, second, second, second)), script.num_scenes)
+        before = Recall(*(value[: half // every] for value in (recall.code, second, second, second)), script.num_scenes)
         answers = ask(recall, script) | ask_by_distance(recall, script)
         scores = {"score": score(answers), "middle": score(ask(before, script.until(half)))}
         rows.append(scores | {name: answers[name] for name in COLUMNS})
@@ -142,13 +145,13 @@ def main() -> None:
     tables: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
     fitted: dict[str, tuple[Encoder, Prototypes]] = {}
     for name in given.names:
-        kind, seconds, cap, specs = SETTINGS[name]
+        kind, *setting = SETTINGS[name]
         if kind not in fitted:
             encoder = load(kind, given.data)
             with torch.inference_mode():
                 prototypes = Prototypes.fit(lambda frames, e=encoder: mean_features(e, frames), 40, SIZE)
             fitted[kind] = encoder, prototypes
-        tables[name] = table(*fitted[kind], seconds, cap, specs)
+        tables[name] = table(*fitted[kind], *setting)
         tables = {key: tables[key] for key in SETTINGS if key in tables}
         command = "python benchmarks/longvideo_pixels.py"
         write("longvideo_pixels", "What memories hold of rendered video", command, tables, NOTES, digits=4)

@@ -1,6 +1,6 @@
 """Real video: which scenes a memory still holds, and which a selector finds by an example picture.
 
-    taskset -c 1 python benchmarks/longvideo_real.py [--data shared/data]   # about 7 minutes of one core
+    taskset -c 1 python benchmarks/longvideo_real.py [--data shared/data]   # about 6 minutes of one core
 
 Needs real/long/real_mix.mp4 (670 s, 123 scenes with known starts) and weights/dinov2-small of the data folder. Frames
 at 2 per second, 112 x 112 pixels, are encoded and averaged to 4 x 4 tokens, streamed, and pushed to all memories. The
