@@ -233,13 +233,13 @@ def bind(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise ValueError(f"cannot listen on {host} port {port} ({error.strerror}); give another --port or --host") from None
+        raise ValueError(
+            f"cannot listen on {host} port {port} ({error.strerror}); give another --port or --host"
+        ) from None
 
 
 @contextmanager
-def open_page(
-    bench: Workbench, folder: Path | None, *, max_bytes: int, max_seconds: float
-) -> Iterator[Page]:
+def open_page(bench: Workbench, folder: Path | None, *, max_bytes: int, max_seconds: float) -> Iterator[Page]:
     """Returns what a server serves; uploads and files are removed at the end.
 
     Args:
