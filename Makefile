@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 NEWEST := torch transformers av accelerate
 LOWEST := transformers==$(shell sed -n 's/^llm = .*transformers>=\([0-9.]*\),<.*/\1/p' pyproject.toml)
 
-.PHONY: demo check test test-newest test-lowest test-vllm test-package gpu-check lint format docs bench clean
+.PHONY: demo check test test-page test-newest test-lowest test-vllm test-package gpu-check lint format docs bench clean
 
 demo: $(READY)
 	$(BIN)/fewtokens demo --out demo
@@ -21,6 +21,12 @@ check: lint
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# Playwright's own browsers are not installed. CHROMIUM=/path/to/chromium chooses another one.
+test-page: $(VENV)/.ready-page
+	@test -n "$$CHROMIUM" || command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ echo "no Chromium; on Debian: apt-get install chromium; or set CHROMIUM to its path" >&2; exit 2; }
+	$(BIN)/python -m pytest tests/page
 
 test-newest: .venv-newest/.ready
 	.venv-newest/bin/python -m pip list 2>/dev/null | grep -E '^(torch|transformers|av|accelerate) '
@@ -73,6 +79,10 @@ $(READY): pyproject.toml constraints.txt
 
 $(VENV)/.ready-docs: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+$(VENV)/.ready-page: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
 	touch $@
 
 # Not tied to a date: remove the folder to install the releases that are newest today.

@@ -88,7 +88,7 @@ def bench(tmp_path_factory) -> Any:
     vit.id = "tiny"
     model, processor = load(save("llava_onevision", tmp_path_factory.mktemp("models") / "tiny"), "cpu")
     return Workbench(
-        {"patches": Patches(8), "tiny": vit}, ["perceiver(num_tokens=4)"], frames=FRAMES, size=SIZE,
+        {"patches": Patches(8), "tiny": vit}, ["perceiver(keep=4)"], frames=FRAMES, size=SIZE,
         model=model, processor=processor, model_name="a tiny model",
     )  # fmt: skip
 

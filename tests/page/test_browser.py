@@ -1,7 +1,7 @@
 """The page, and the static pages of `demo`, `show`, `bench` and runs, in Chromium.
 
-Every control is used; pages write no errors to the console and send no request to another host; nothing is wider than the
-window, and boxes do not overlap, on a desktop and on a phone, in light and dark. `make test-page` runs it.
+Every control is used; pages write no errors to the console and send no request to another host; nothing is wider than
+the window, and boxes do not overlap, on a desktop and on a phone, in light and dark. `make test-page` runs it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,41 +33,8 @@ LOOKS = [(size, scheme) for size in SIZES for scheme in ("light", "dark")]
 # A busy machine may need many times the usual time.
 PATIENCE = 300_000
 
-# Elements that contain text or are controls, which must not overlap unless one contains the other.
-_LAYOUT = """() => {
-  const shown = [...document.querySelectorAll("h1, h2, h3, p, label, button, select, input, output, a, img, figcaption, canvas, pre, table, progress, .hint, .button")]
-    .filter(e => e.offsetParent && getComputedStyle(e).visibility !== "hidden" && !e.closest(".visually-hidden"))
-    .map(e => [e, e.getBoundingClientRect()]).filter(([, b]) => b.width > 1 && b.height > 1);
-  const name = e => e.tagName.toLowerCase() + (e.id ? "#" + e.id : "") + " " + e.textContent.trim().slice(0, 20);
-  const problems = [];
-  const wide = document.documentElement.scrollWidth - innerWidth;
-  if (wide > 0) problems.push(`the page is ${wide} px wider than the window`);
-  for (const [e, b] of shown) if (!e.closest(".scroll, .table, pre") && (b.right > innerWidth + 1 || b.left < -1)) problems.push(`${name(e)} leaves the window`);
-  for (let i = 0; i < shown.length; i++) for (let j = 0; j < i; j++) {
-    const [e, a] = shown[i], [f, b] = shown[j];
-    if (e.contains(f) || f.contains(e)) continue;
-    const x = Math.min(a.right, b.right) - Math.max(a.left, b.left), y = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-    if (x > 2 && y > 2) problems.push(`${name(e)} overlaps ${name(f)}`);
-  }
-  return problems;
-}"""
-# The contrast of text with its background (WCAG), of all texts.
-_CONTRAST = """() => {
-  const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
-  const light = c => { const [r, g, b] = c.slice(0, 3).map(v => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const problems = [];
-  for (const e of document.querySelectorAll("h1, h2, h3, p, label, button, .button, select, figcaption, td, th, caption, .soft, output, pre")) {
-    if (!e.offsetParent || !e.textContent.trim() || e.disabled) continue;
-    let behind = e, color = null;
-    while (behind && !color) { const c = parse(getComputedStyle(behind).backgroundColor); if (c.length === 3 || c[3] > 0) color = c; behind = behind.parentElement; }
-    const [a, b] = [light(parse(getComputedStyle(e).color)), light(color)].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < 4.5) problems.push(`${e.tagName} ${e.textContent.trim().slice(0, 30)}: ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
-  }
-  return problems;
-}"""
-# Controls without a name for screen readers.
-_NAMELESS = """() => [...document.querySelectorAll("button, select, input, a, progress")].filter(e => e.offsetParent || e.type === "file")
-  .filter(e => !(e.getAttribute("aria-label") || e.textContent.trim() || (e.labels && [...e.labels].some(l => l.textContent.trim())))).map(e => e.outerHTML)"""
+# Functions that return problems: layout, contrast, nameless.
+CHECKS = (Path(__file__).parent / "checks.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +67,10 @@ class Tab:
         """Checks the layout as it is now."""
         folder = os.environ.get("FEWTOKENS_SCREENSHOTS")
         if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
             self.page.screenshot(path=Path(folder) / f"{name}-{self.look}.png", full_page=True)
-        for script in (_LAYOUT, _CONTRAST, _NAMELESS):
-            assert self.page.evaluate(script) == [], (name, self.look)
+        for check in ("layout", "contrast", "nameless"):
+            assert self.page.evaluate(f"{CHECKS}{check}()") == [], (name, self.look, check)
 
     def close(self, *hosts: str, errors: int = 0) -> None:
         assert len(self.errors) == errors, self.errors
@@ -123,7 +92,7 @@ def compare(page: Any) -> None:
 
 def loaded(page: Any) -> None:
     """Waits until all pictures are decoded."""
-    page.wait_for_function("[...document.images].every(i => !i.getAttribute('src') || (i.complete && i.naturalWidth))")
+    page.evaluate("Promise.all([...document.images].filter(i => i.getAttribute('src')).map(i => i.decode()))")
 
 
 @pytest.mark.parametrize("tab", LOOKS, ids="-".join, indirect=True)
@@ -183,8 +152,11 @@ def test_every_control(tab, client, tmp_path):
     page.get_by_role("heading", name="pan.mp4 at 50 %").wait_for()
     assert "96 tokens" in caption.inner_text()
 
-    for label, suffix in (("Tokens, left", ".safetensors"), ("Tokens, right", ".safetensors"), ("Picture (PNG)", ".png"),
-                          ("Video (MP4)", ".mp4"), ("Page (HTML)", ".html")):  # fmt: skip
+    files = {
+        "Tokens, left": ".safetensors", "Tokens, right": ".safetensors", "Picture (PNG)": ".png",
+        "Video (MP4)": ".mp4", "Page (HTML)": ".html",
+    }  # fmt: skip
+    for label, suffix in files.items():
         with page.expect_download() as waiting:
             page.get_by_role("link", name=label).click()
         waiting.value.save_as(tmp_path / f"a{suffix}")
@@ -203,7 +175,7 @@ def test_weights_of_a_token(tab, client):
     page = tab.page
     page.goto(client.address)
     page.get_by_label("Encoder").select_option("tiny")
-    page.get_by_label("Method on the left").select_option("perceiver(num_tokens=4)")
+    page.get_by_label("Method on the left").select_option("perceiver(keep=4)")
     compare(page)
     page.get_by_label("weights of a token").check()
     page.get_by_label("Token", exact=True).fill("3")
@@ -232,13 +204,17 @@ def test_questions(tab, client):
 def test_uploads_by_the_button_and_by_dropping(tab, client, tmp_path):
     page = tab.page
     page.goto(client.address)
-    path = write(tmp_path / "mine.mp4", synthetic("cuts", frames=8, size=(48, 64)).frames, 8)
+    path = write(tmp_path / "chosen.mp4", synthetic("cuts", frames=8, size=(48, 64)).frames, 8)
     page.get_by_label("Choose a file").set_input_files(path)
-    page.get_by_text("Added mine.mp4.").wait_for()
-    assert page.get_by_label("Clip", exact=True).input_value().startswith("upload/mine")
+    page.get_by_text("Added chosen.mp4.").wait_for()
+    assert page.get_by_label("Clip", exact=True).input_value().startswith("upload/chosen")
 
     content = page.evaluate_handle(
-        """bytes => { const data = new DataTransfer(); data.items.add(new File([new Uint8Array(bytes)], "<b>bold<b>.mp4")); return data; }""",
+        """bytes => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "<b>bold<b>.mp4"));
+            return data;
+        }""",
         list(path.read_bytes()),
     )
     for event in ("dragover", "drop"):
@@ -269,8 +245,6 @@ def test_hostile_names_are_text(tab, client):
 
 
 def test_a_job_is_shown_and_canceled(tab, client, content, monkeypatch):
-    import threading
-
     entered, go = threading.Event(), threading.Event()
     encode = content.bench.encoders["tiny"].forward
 
@@ -370,11 +344,12 @@ def static_pages(tmp_path_factory) -> dict[str, Path]:
 
     root = tmp_path_factory.mktemp("static")
     clip = write(root / "clip.mp4", synthetic("pan", frames=4, size=(64, 96)).frames, 4)
-    quick("demo", "--out", root / "demo", "--frames", 4, "--size", 64, "--keep", 0.3)
-    quick("show", clip, "--with", "tome(keep=0.2)", "--with", "evs(keep=0.2)", "--frames", 4, "--size", 64, "--out",
-          root / "show.html")  # fmt: skip
-    quick("bench", clip, "--with", "tome,evs", "--keep", "0.5,0.2", "--frames", 4, "--size", 64, "--repeats", 1, "--out",
-          root / "bench")  # fmt: skip
+    small = ("--frames", 4, "--size", 64)
+    quick("demo", "--out", root / "demo", *small, "--keep", 0.3)
+    specs = ("--with", "tome(keep=0.2)", "--with", "evs(keep=0.2)")
+    quick("show", clip, *specs, *small, "--out", root / "show.html")
+    budgets = ("--with", "tome,evs", "--keep", "0.5,0.2", "--repeats", 1)
+    quick("bench", clip, *budgets, *small, "--out", root / "bench")
     run = write_run_page(
         root / "run.html", title="A run", note="Pre-training, 4 steps.", numbers={"loss": 0.25, "psnr_db": 21.5},
         images=[("Reconstructions", "Frames and below them their reconstructions.", root / "demo" / "pan.png")],
@@ -399,9 +374,7 @@ def test_static_pages(tab, static_pages, name):
     for canvas in page.locator("canvas").all():
         if canvas.is_visible():
             canvas.hover(position={"x": 5, "y": 5})
-    for head in page.locator("th").all():
-        head.click()
-    for line in page.locator("tbody tr").all()[:3]:
-        line.click()
+    for part in (*page.locator("summary").all(), *page.locator("th").all(), *page.locator("tbody tr").all()[:3]):
+        part.click()
     tab.check(f"static-{name}-used")
     tab.close("file://")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from fewtokens.page.clips import clean_name
 from fewtokens.page.guard import host_name, is_loopback
 from fewtokens.page.jobs import Busy, Jobs
 from fewtokens.video import read, synthetic, write
-from tests.cli.test_command import error_line, quick
+from tests.cli.test_command import COMMAND, error_line, quick
 from tests.page.conftest import FRAMES, HTML, MAX_BYTES, SIZE, WORK, Client
 
 
@@ -43,7 +45,7 @@ class TestClips:
         assert state["encoders"].keys() == {"patches", "tiny"}
         # A ViT gives attention and has blocks.
         assert {"attention_topk", "tome_in_encoder"} <= set(state["encoders"]["tiny"])
-        assert state["encoders"]["patches"][0] == "perceiver(num_tokens=4)"
+        assert state["encoders"]["patches"][0] == "perceiver(keep=4)"
         assert "tome_in_encoder" not in state["encoders"]["patches"]
 
     @pytest.mark.parametrize("name", ["folder/../secret.mp4", "../secret.mp4", "/etc/passwd", "folder/link.mp4", ""])
@@ -97,7 +99,9 @@ class TestUploads:
         with socket.create_connection((host, int(port))) as raw:
             raw.sendall(f"PUT /api/clips?name=big.mp4 HTTP/1.1\r\nHost: {client.host}\r\n".encode())
             raw.sendall(b"Content-Length: 10000000000\r\n\r\n")
-            text = raw.recv(65536).decode()
+            text = ""
+            while "}" not in text and (part := raw.recv(65536)):
+                text += part.decode()
         assert text.startswith("HTTP/1.1 413")
         assert "big.mp4 is larger than 0.3 MB; put it into the folder of the page" in text
         assert uploads(content) == before
@@ -151,7 +155,11 @@ class TestUploads:
     def test_a_long_video_is_refused(self, client, content, tmp_path):
         path = write(tmp_path / "long.mp4", torch.zeros(30, 3, 32, 32, dtype=torch.uint8), 1)
         before = uploads(content)
-        assert client.upload("long.mp4", path.read_bytes()).value["error"].startswith("long.mp4 lasts 30 s, more than 20 s")
+        assert (
+            client.upload("long.mp4", path.read_bytes())
+            .value["error"]
+            .startswith("long.mp4 lasts 30 s, more than 20 s")
+        )
         assert uploads(content) == before
 
     def test_a_full_disk_is_one_line(self, client, content, clip, monkeypatch):
@@ -200,7 +208,7 @@ class TestComparison:
 
     def test_views_follow_from_encoder_and_method(self, client, result):
         assert list(result["sides"][0]["views"]) == ["tokens", "reconstruction", "error"]
-        tiny = client.run(encoder="tiny", left="perceiver(num_tokens=4)", right="tome_in_encoder")
+        tiny = client.run(encoder="tiny", left="perceiver(keep=4)", right="tome_in_encoder")
         left, right = tiny["result"]["sides"]
         assert "weights" in left["views"] and "weights" not in right["views"]
         assert "attention" in right["views"] and "cannot decode" in right["views"]["reconstruction"]
@@ -211,7 +219,9 @@ class TestComparison:
         assert client("GET", f"{base}/left/weights/1?token=4").status == 400
         assert client("GET", f"{base}/right/weights/1").status == 400
 
-    @pytest.mark.parametrize("path", ["left/tokens/99", "left/tokens/-1", "up/tokens/0", "left/x/0", "files/secret", "left/tokens/x"])
+    @pytest.mark.parametrize(
+        "path", ["left/tokens/99", "left/tokens/-1", "up/tokens/0", "left/x/0", "files/secret", "left/tokens/x"]
+    )
     def test_unknown_pictures_and_files_are_one_line(self, client, result, path):
         reply = client("GET", f"/api/comparisons/{result['id']}/{path}")
         assert reply.status in (400, 422) and reply.value["error"]
@@ -315,7 +325,7 @@ class TestJobs:
         go.set()
         while job.state == "working":
             pass
-        assert job.state == "cancelled" and job.step == "waiting"
+        assert job.state == "canceled" and job.step == "waiting"
         with pytest.raises(ValueError, match="no such job"):
             jobs.get("other")
 
@@ -339,7 +349,7 @@ class TestJobs:
         go.set()
         while (view := client("GET", f"/api/jobs/{job['id']}").value)["state"] == "working":
             pass
-        assert view["state"] == "cancelled" and content.bench.encoders["tiny"].progress is None
+        assert view["state"] == "canceled" and content.bench.encoders["tiny"].progress is None
 
     def test_questions_are_answered_with_the_tokens_of_both_methods(self, client):
         job = client.run(left="kmeans", right="uniform", question="what happens?")
@@ -419,6 +429,18 @@ class TestCommand:
         monkeypatch.setattr(app.Server, "serve_forever", lambda self: seen.append(self.config.app))
         done = quick("page", folder, "--host", host, "--port", 0)
         assert (seen[0].token is not None) == token and ("?token=" in done.stdout) == token
+
+    def test_a_signal_ends_it_and_removes_uploads(self, folder, clip, tmp_path):
+        words = [COMMAND, "page", folder, "--port", "0", "--frames", "2"]
+        environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+            line = run.stdout.readline()
+            client = Client(re.search(r"http://[\d.:]+", line)[0])
+            assert client.upload("a.mp4", clip).status == 200
+            assert list(tmp_path.glob("fewtokens-page-*/uploads/a.mp4"))
+            run.terminate()
+            assert (run.wait(), "Traceback" in run.stderr.read()) == (0, False)
+        assert not list(tmp_path.glob("fewtokens-page-*"))
 
     def test_uploads_are_removed_at_the_end(self, bench, folder):
         from fewtokens.page.app import open_page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,7 +89,7 @@ def page(
         float, typer.Option("--max-seconds", min=0, help="Longest uploaded video, in seconds.", rich_help_panel=INPUT)
     ] = 600,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; other than loopback requires a token, which is printed.",
+        str, typer.Option("--host", help="Address to listen on. If it is not loopback, the page requires a token.",
                           rich_help_panel=RUN)
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 for any.", rich_help_panel=RUN)] = 7788,
@@ -118,6 +119,8 @@ def page(
             out.print(f"[bold]Page[/bold]   {escape(address)}   (stop with Ctrl-C)", highlight=False, soft_wrap=True)
             if token is not None:
                 note("note:", "anyone with this address can use the page; the connection is not encrypted")
+            # Otherwise it would end the process before uploads are removed.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
                 Server(create_app(content, token), listener).serve_forever()
             except KeyboardInterrupt:
@@ -134,7 +137,7 @@ def _workbench(
 
     loaded = {}
     for name in dict.fromkeys(encoders):
-        # A small batch, so that progress is shown and a job can be cancelled.
+        # A small batch, so that progress is shown and a job can be canceled.
         encoder = loaded[name] = load_encoder(name, device=run.device, **({} if name == "patches" else {"batch": 4}))
         for spec in specs:
             Pipeline(make_methods(MethodOptions(spec), run.seed, encoder.dim), encoder)

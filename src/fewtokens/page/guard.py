@@ -1,8 +1,8 @@
 """Which requests the page answers: by host, origin and token.
 
-Without a token anyone who can connect is served, so the server must then be on loopback, and the `Host` header must name
-it: a page of another site whose name resolves to this machine (DNS rebinding) sends its own name. Requests that change
-something must come from the page itself.
+Without a token anyone who can connect is served, so the server must then be on loopback, and the `Host` header must
+name it: a page of another site whose name resolves to this machine (DNS rebinding) sends its own name. Requests that
+change something must come from the page itself.
 """
 
 from __future__ import annotations

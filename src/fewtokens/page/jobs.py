@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class Cancelled(Exception):
-    """Raised in the thread of a job at its next report after it was cancelled."""
+class Canceled(Exception):
+    """Raised in the thread of a job at its next report after it was canceled."""
 
 
 class Busy(ValueError):
@@ -25,7 +25,7 @@ class Job:
 
     Attributes:
         id: a random name.
-        state: "working", "done", "failed" or "cancelled".
+        state: "working", "done", "failed" or "canceled".
         step: the current step, in words.
         done, total: the progress of the step; total is None if unknown.
         texts: text that the job has produced so far, by index.
@@ -49,10 +49,10 @@ class Job:
         """Sets the step and its progress.
 
         Raises:
-            Cancelled: the job was cancelled.
+            Canceled: the job was canceled.
         """
         if self._cancel.is_set():
-            raise Cancelled
+            raise Canceled
         self.step, self.done, self.total = step, done, total
 
     def counter(self, step: str) -> Callable[[int, int | None], None]:
@@ -112,8 +112,8 @@ def _run(job: Job, work: Callable[[Job], Any]) -> None:
     try:
         job.result = work(job)
         state = "done"
-    except Cancelled:
-        state = "cancelled"
+    except Canceled:
+        state = "canceled"
     except (ValueError, OSError) as error:
         job.error = " ".join(str(error).split())
     except Exception as error:

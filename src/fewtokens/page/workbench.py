@@ -220,30 +220,30 @@ class Workbench:
         if self.model is None or self.processor is None:
             raise ValueError("no video language model; start the page with --model")
         self.check(request)
-        answers: list[dict[str, Any]] = []
         job.texts = ["", ""]
-        for number, spec in enumerate((request.left, request.right)):
-            job.report(f"answering: {spec}", number, 2)
+        return [self._answer(job, path, request, question, number) for number in (0, 1)]
 
-            def write(text: str, number: int = number, spec: str = spec) -> None:
-                job.texts[number] += text
-                job.report(f"answering: {spec}", number, 2)
+    def _answer(self, job: Job, path: Path, request: Request, question: str, number: int) -> dict[str, Any]:
+        spec = (request.left, request.right)[number]
 
-            try:
-                methods = registry.build(spec, keep=request.keep, seed=self.seed)
-                short = " | ".join(method.short_spec for method in methods)
-                # A composed model reads as many frames as in training.
-                frames = None if isinstance(self.model, ComposedVideoLLM) else self.frames
-                session = Session(self.model, self.processor, short, frames)
-                session.progress = lambda step, number=number: job.report(f"{step}: {spec}", number, 2)
-                answer = session.ask(path, question, on_text=write)
-            except ValueError as error:
-                answers.append({"spec": spec, "error": " ".join(str(error).split())})
-                continue
-            answers.append(
-                {
-                    "spec": short, "text": answer.text, "tokens": answer.tokens, "cells": answer.cells,
-                    "seconds": answer.first_token + answer.generation_seconds,
-                }
-            )  # fmt: skip
-        return answers
+        def report(step: str) -> None:
+            job.report(f"{step}: {spec}", number, 2)
+
+        def write(text: str) -> None:
+            job.texts[number] += text
+            report("answering")
+
+        report("answering")
+        assert self.processor is not None
+        try:
+            methods = registry.build(spec, keep=request.keep, seed=self.seed)
+            short = " | ".join(method.short_spec for method in methods)
+            # A composed model reads as many frames as in training.
+            frames = None if isinstance(self.model, ComposedVideoLLM) else self.frames
+            session = Session(self.model, self.processor, short, frames)
+            session.progress = report
+            answer = session.ask(path, question, on_text=write)
+        except ValueError as error:
+            return {"spec": spec, "error": " ".join(str(error).split())}
+        seconds = answer.first_token + answer.generation_seconds
+        return {"spec": short, "text": answer.text, "tokens": answer.tokens, "cells": answer.cells, "seconds": seconds}
