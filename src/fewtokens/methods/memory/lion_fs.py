@@ -84,7 +84,7 @@ class LionFS(Memory):
         tokens = self._pool(frames.features.float(), state)
         if self.sets == 2:
             first, second = tokens.split(self.dim, 3)
-            logits = self.router(first[:, :, 0].to(self.router[0].weight.dtype)).float()
+            logits = self.router(first[:, :, 0].to(next(self.router.parameters()).dtype)).float()
             weights = logits.unflatten(2, (-1, 2))[:, :, : tokens.shape[2]].softmax(3)
             tokens = first * weights[..., :1] + second * weights[..., 1:]
         slot = Slots.create(
