@@ -64,7 +64,7 @@ def collate_clips(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 class SelfRefinement:
     """Trains a localizer: whether a frame suffices is whether the answerer answers right from this frame alone.
 
-    The self-refinement of SeViLA (arXiv 2305.06988). A few frames of each video are drawn at random. The answerer,
+    The self-refinement of SeViLA (arXiv 2305.06988). A few frames of each video are chosen at random. The answerer,
     which is not trained, answers the question about each of them alone; the trained model is asked the prompt of
     `ModelScorer`, and learns to answer "yes" for the frames with a right answer and "no" for the others. The loss is
     the cross-entropy between the tokens of yes and of no, which that scorer compares; SeViLA's is that of the word over
@@ -152,8 +152,8 @@ class TeacherReward:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         clips = [clip_of(frames) for frames in batch["frames"].cpu()]
         prompts = self.processor(self.teacher, clips, batch["question"])
-        told = write_answers(self.teacher, self.processor, prompts, self.max_new_tokens)
-        teacher = torch.tensor(is_right(told, batch["answer"]))
+        taught = write_answers(self.teacher, self.processor, prompts, self.max_new_tokens)
+        teacher = torch.tensor(is_right(taught, batch["answer"]))
         many = [clip for clip in clips for _ in range(self.group)]
         questions = [question for question in batch["question"] for _ in range(self.group)]
         student = unwrap(model)

@@ -36,7 +36,7 @@ class FreeVideoLlm(Resampler):
     down, which is nearly the center of the frame whatever the question (center="mean"); by default, the center is
     weighted by how far a cell's similarity is above the mean. It pools the cells in raster order, which pairs columns
     only if their number is even, and reads the result as half the rows and all columns, where pairs of columns leave
-    all rows and half the columns. It puts the streams one after the other; here the tokens are ordered by time, and
+    all rows and half the columns. It concatenates the streams; here the tokens are ordered by time, and
     those of a frame by stream: fast, middle, slow.
 
     Attribution: a pooled token is attributed equally to the cells that it pools. There is a T x m x n array of weights,
