@@ -75,6 +75,8 @@ SAMPLES = {
     ("bench", "without DAVIS"): "clip.mp4 --encoder e --out o",
     ("bench", "DAVIS alone"): "--davis D --encoder e --out o",
     ("bench", "patches"): "clip.mp4 --davis D --out o",
+    ("bench", "selecting"): "clip.mp4 --select uniform_frames --encoder e --out o",
+    ("bench", "not selecting"): "clip.mp4 --davis D --encoder e --out o",
     **{(f"eval {name}", "patches"): "--data D --out o" for name in ("davis", "jhmdb", "vip")},
     **{(f"eval {name}", "nothing written"): "--data D --encoder e" for name in ("davis", "jhmdb", "vip")},
     ("eval reconstruction", "images"): "photos --images --tokenizers t",
