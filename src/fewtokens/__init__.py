@@ -84,8 +84,8 @@ _MODULES = {
 
 # Imported on first use as attributes, as in `fewtokens.llm.load`.
 _SUBPACKAGES = (
-    "core", "data", "encoders", "evaluation", "llm", "methods", "networks", "profiling", "selection", "serve", "show",
-    "tokenizers", "train", "video",
+    "core", "data", "encoders", "evaluation", "llm", "methods", "networks", "page", "profiling", "selection", "serve",
+    "show", "tokenizers", "train", "video",
 )  # fmt: skip
 
 __all__ = ["__version__", *_MODULES]
