@@ -85,7 +85,8 @@ _MODULES = {
 
 # Imported on first use as attributes, as in `fewtokens.llm.load`.
 _SUBPACKAGES = (
-    "core", "data", "encoders", "evaluation", "jobs", "llm", "methods", "networks", "profiling", "selection", "serve",
+    "core", "data", "encoders", "evaluation", "jobs", "llm", "methods", "networks", "page", "profiling", "selection",
+    "serve",
     "show", "tokenizers", "train", "video",
 )  # fmt: skip
 

@@ -138,7 +138,8 @@ def _workbench(
     loaded = {}
     for name in dict.fromkeys(encoders):
         # A small batch, so that progress is shown and a job can be canceled.
-        encoder = loaded[name] = load_encoder(name, device=run.device, **({} if name == "patches" else {"batch": 4}))
+        options: dict[str, Any] = {} if name == "patches" else {"batch": 4}
+        encoder = loaded[name] = load_encoder(name, device=run.device, **options)
         for spec in specs:
             Pipeline(make_methods(MethodOptions(spec), run.seed, encoder.dim), encoder)
     language: dict[str, Any] = {}

@@ -134,7 +134,7 @@ class Pictures:
         values = [result.numbers.get(name) for result in self.comparison.results]
         best = None
         if name in _BETTER and None not in values and values[0] != values[1]:
-            best = values.index(_BETTER[name](values))  # type: ignore[call-overload]
+            best = values.index(_BETTER[name](values))  # type: ignore[type-var]
         notes = {"retention": "tokens per cell", "method_ms": "time of the method alone, one run, in ms"}
         notes["total_ms"] = "time from frames to tokens, encoder included, one run, in ms"
         shown = ["exact" if value == math.inf else None if value is None else plain(value) for value in values]

@@ -115,7 +115,7 @@ class StoredEncoder(Encoder):
         pixel_methods: Sequence[Any] = (), block_methods: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:  # fmt: skip
         if pixel_methods or block_methods:
-            return self.inner(frames, times, needs=needs, pixel_methods=pixel_methods, block_methods=block_methods)  # type: ignore[no-any-return]
+            return self.inner(frames, times, needs=needs, pixel_methods=pixel_methods, block_methods=block_methods)
         return self.tokens, {name: self.values[name] for name in needs}
 
 
