@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -179,6 +180,8 @@ def run_ray(
 def _cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[None]:
     """Connects to a cluster, or starts one on this machine."""
     own = not ray.is_initialized()
+    if address:
+        _check_address(address)
     if own:
         options: dict[str, Any] = {"address": address} if address else {
             "address": "local", "include_dashboard": False, "num_cpus": max(workers or 0, default_workers()),
@@ -196,6 +199,17 @@ def _cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[Non
     finally:
         if own:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raises a ValueError if nobody listens at host:port; Ray itself would end this process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # such as "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ValueError(f"--address {address}: no Ray cluster there ({error.strerror or error})") from None
 
 
 def _first_line(error: BaseException) -> str:
