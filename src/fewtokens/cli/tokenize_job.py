@@ -97,10 +97,10 @@ class _Reduce:
         # Frames per forward pass of the encoder; the encoder patches has no such limit, and gains nothing.
         self.frames = 0 if work.encoding.encoder == "patches" else work.encoding.batch
 
-    def batches(self, clips: Iterable[_Clip]) -> Iterator[list[_Clip]]:
+    def batches(self, videos: Iterable[_Clip]) -> Iterator[list[_Clip]]:
         """Groups consecutive videos of one size, up to --batch frames in all."""
         group: list[_Clip] = []
-        for clip in clips:
+        for clip in videos:
             shape = clip.video.frames.shape
             if group and (
                 clip.video.selection is not None
@@ -114,16 +114,16 @@ class _Reduce:
         if group:
             yield group
 
-    def __call__(self, clips: Sequence[_Clip]) -> list[Tokens]:
+    def __call__(self, videos: Sequence[_Clip]) -> list[Tokens]:
         """Returns the tokens of each video, with its source and settings."""
         import torch
 
         with torch.inference_mode():
-            if len(clips) == 1:
-                results = [self.pipeline(clips[0].video).to("cpu")]
+            if len(videos) == 1:
+                results = [self.pipeline(videos[0].video).to("cpu")]
             else:
-                frames = torch.stack([clip.video.frames for clip in clips])
-                results = list(self.pipeline(frames, torch.stack([clip.video.times for clip in clips])).to("cpu"))
+                frames = torch.stack([clip.video.frames for clip in videos])
+                results = list(self.pipeline(frames, torch.stack([clip.video.times for clip in videos])).to("cpu"))
         return [
             tokens.replace(
                 meta={
@@ -131,7 +131,7 @@ class _Reduce:
                     "reading": self.reading, "seed": self.work.run.seed,
                 }
             )
-            for tokens, clip in zip(results, clips, strict=True)
+            for tokens, clip in zip(results, videos, strict=True)
         ]  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def run_tokenize_job(
         )  # fmt: skip
     failed = [row for row in result.rows if row["error"] is not None]
     done = [row for row in result.rows if row["error"] is None]
-    totals = {name: sum(row[name] for row in done) for name in ("cells", "tokens")}  # type: ignore[literal-required]
+    totals = {name: sum(row[name] for row in done) for name in ("cells", "tokens")}
     if as_json:
         print_json({
             "out": target, "format": settings["format"], "shards": result.shards, "videos": len(done),

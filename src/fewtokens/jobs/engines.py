@@ -6,13 +6,14 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -22,7 +23,7 @@ from fewtokens.jobs.shard import Decoded, Reduce, Task, decode, run_shard, threa
 # Deaths of worker processes in a row, without a finished shard, after which a job gives up.
 MAX_DEATHS = 5
 
-# An engine yields the rows of each shard as it is finished, in any order.
+# An engine yields the rows of each shard when it is finished, in any order.
 Engine = Callable[..., Generator[list[Row], None, None]]
 
 
@@ -65,7 +66,8 @@ def run_local(shards: Sequence[Shard], task: Task, workers: int | None = None) -
 
 def default_workers() -> int:
     """Returns the number of GPUs, or of cores if there is none."""
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else "1")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.cuda.device_count() or cores
 
 
 def _run_pool(shards: Sequence[Shard], task: Task, workers: int) -> Iterator[tuple[int, list[Row]]]:
@@ -160,7 +162,7 @@ def run_ray(
             [{"shard": json.dumps(shard)} for shard in shards],  # Arrow stores no names that are not UTF-8
             override_num_blocks=len(shards),
         ).map(
-            _Actor,
+            cast(Any, _Actor),  # its annotation has functions only
             fn_constructor_args=(task, ahead, max(1, cpus // actors)),
             compute=ray.data.ActorPoolStrategy(size=actors),
             # Fractions, so that as many actors as cores fit besides Ray's own tasks.
@@ -178,6 +180,8 @@ def run_ray(
 def _cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[None]:
     """Connects to a cluster, or starts one on this machine."""
     own = not ray.is_initialized()
+    if address:
+        _check_address(address)
     if own:
         options: dict[str, Any] = {"address": address} if address else {
             "address": "local", "include_dashboard": False, "num_cpus": max(workers or 0, default_workers()),
@@ -195,6 +199,17 @@ def _cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[Non
     finally:
         if own:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raises a ValueError if nobody listens at host:port; Ray itself would end this process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # such as "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ValueError(f"--address {address}: no Ray cluster there ({error.strerror or error})") from None
 
 
 def _first_line(error: BaseException) -> str:

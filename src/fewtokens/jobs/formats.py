@@ -188,12 +188,13 @@ FORMATS: dict[str, Format] = {
 """The formats by name."""
 
 
-def find_files(source: Path) -> list[Path]:
+def find_files(source: str | Path) -> list[Path]:
     """Returns the token files of a folder, or of a job or an export, in order; of a file, itself.
 
     Raises:
         ValueError: no such file or folder, or nothing to read in it.
     """
+    source = Path(source)
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder")
     if source.is_file():
@@ -210,12 +211,13 @@ def find_files(source: Path) -> list[Path]:
     return [path for group in found for path in group]
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: str | Path) -> Iterator[Record]:
     """Yields the videos of a file in any of the formats, one at a time.
 
     Raises:
         ValueError: the file is damaged, or of another kind.
     """
+    path = Path(path)
     readers = {".safetensors": _read_safetensors, ".tar": _read_tar, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise ValueError(f"{path}: unknown format; expected .safetensors, .tar or .parquet")
