@@ -327,7 +327,7 @@ class StreamSession:
 
         C is the number of channels of the memory; those of DeepStack features are zero.
         """
-        if "text" not in self.memory.optional_cues:
+        if not isinstance(self.memory, Memory) or "text" not in self.memory.optional_cues:
             return {}
         ids = self.processor.tokenizer(question, add_special_tokens=False, return_tensors="pt")["input_ids"]
         if not ids.shape[1]:

@@ -63,6 +63,7 @@ def add_sound(container: Any, sound: Sound, codec: str) -> Iterator[None]:
         yield
         begin, end = origin + sound.start, origin + sound.start + sound.seconds
         if sound.start > 0:
+            assert audio.time_base, "streams of files have a time base"
             source.seek(int(max(0.0, begin - 1) / audio.time_base), stream=audio)
         resampler = av.AudioResampler(format=stream.format.name, layout=stream.layout.name, rate=rate)
         for frame in source.decode(audio):

@@ -50,7 +50,7 @@ class Videoitg(FrameSelector, nn.Module):
         self.set_budget(keep, rate)
         self.nms, self.dim, self.checkpoint = nms, dim, checkpoint
         self.head = nn.Linear(dim, 1)
-        load_weights(self, checkpoint)  # type: ignore[arg-type]
+        load_weights(self, checkpoint)
 
     @property
     def needs(self) -> tuple[str, ...]:
