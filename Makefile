@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 NEWEST := torch transformers av accelerate
 LOWEST := transformers==$(shell sed -n 's/^llm = .*transformers>=\([0-9.]*\),<.*/\1/p' pyproject.toml)
 
-.PHONY: demo check test test-page test-newest test-lowest test-vllm test-package gpu-check lint format docs bench clean
+.PHONY: demo check test test-page test-newest test-lowest test-vllm test-ray test-package gpu-check lint format docs bench clean
 
 demo: $(READY)
 	$(BIN)/fewtokens demo --out demo
@@ -40,6 +40,11 @@ test-lowest: .venv-lowest/.ready
 # transformers than ours, so it is separate.
 test-vllm: .venv-vllm/.ready
 	.venv-vllm/bin/python -m pytest tests/serve/engine tests/serve/test_signatures.py
+
+# The tests of jobs that start a Ray cluster, which is a large package.
+test-ray: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[jobs]'
+	$(BIN)/python -m pytest tests/jobs/test_ray.py
 
 # Wheel and sdist in fresh environments of each Python on PATH, each extra alone: some 2 minutes an extra.
 test-package: $(READY)
