@@ -27,6 +27,7 @@ from fewtokens.core.pipeline import Pipeline
 from fewtokens.encoders.vit_encoder import VitEncoder
 from fewtokens.jobs import FORMATS, Source, Store, find_files, find_sources, read_records, run_job
 from fewtokens.jobs import formats as token_formats
+from fewtokens.jobs.engines import ENDS_PROCESS
 from fewtokens.jobs.shard import decode
 from fewtokens.video import synthetic, write
 from tests.helpers.command import run
@@ -338,7 +339,30 @@ class Fatal(Deadly):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Breaking(Deadly):
+    """Ends its process at the video 1.mp4, every time."""
+
+    def read(self, location, check):
+        if location.endswith("1.mp4"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return WORK.read(location, check)
+
+
 class TestProcesses:
+    def test_a_video_that_always_ends_its_process_is_a_row_with_an_error(self, clips, tmp_path, monkeypatch):
+        monkeypatch.setattr("fewtokens.jobs.engines.MAX_SUSPICIONS", 1)  # a death less, to save time
+        sources = find_sources([str(clips / "0.mp4"), str(clips / "1.mp4"), str(clips / "2.mp4")])
+        run_job(sources[::2], WORK, settings(WORK), str(tmp_path / "expected"), workers=1)
+        work = Breaking(*Deadly._parts(WORK), None)
+        report = run_job(sources, work, settings(WORK), str(tmp_path / "out"), per_shard=2, workers=2)
+        errors = {Path(row["source"]).name: row["error"] for row in report.rows}
+        assert errors == {"0.mp4": None, "1.mp4": f"{clips}/1.mp4: {ENDS_PROCESS}", "2.mp4": None}
+        expected, written = contents(tmp_path / "expected"), contents(tmp_path / "out")
+        names = {"0.safetensors", "2.safetensors"}
+        assert {name for name in written if name.endswith(".safetensors")} == names
+        assert all(written[name] == expected[name] for name in names)
+        assert multiprocessing.active_children() == []
+
     def test_a_process_that_is_killed_is_replaced(self, clips, tmp_path):
         job(clips, tmp_path / "expected", "shards")
         work = Deadly(*Deadly._parts(WORK), str(tmp_path / "once"))

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
+import psutil
 import pytest
 
-from fewtokens.jobs import find_sources, run_job
+from fewtokens.jobs import Shard, Store, Task, Work, find_sources, run_job, run_ray
 from tests.helpers.command import run
 from tests.jobs.test_jobs import WORDS, WORK, Deadly, clips, contents, settings
 
@@ -66,3 +72,45 @@ def test_no_cluster_at_an_address(clips, tmp_path):
     words = ("tokenize", clips, *WORDS, "--engine", "ray", "--address", "127.0.0.1:1", "--out", tmp_path / "o")
     line = run(*words, code=2).stderr
     assert "no Ray cluster there" in line and len(line.strip().splitlines()) == 1
+
+
+class Ending:
+    """Ends the process that unpickles it, as Ray does when its node dies."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_driver_that_dies_is_one_error(tmp_path):
+    task = Task(Store(str(tmp_path)), "shards", cast(Work, Ending()))
+    with pytest.raises(ValueError, match="went away .* finished shards are kept") as error:
+        next(run_ray([Shard(0, ())], task))
+    assert "\n" not in str(error.value)
+
+
+def test_a_cluster_that_goes_away(clips, expected, tmp_path):
+    """The only node is killed while the job runs; the same command completes it."""
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "fewtokens", "tokenize", str(clips), *WORDS[:-1], "2", "--per-shard", "2", "--out",
+             str(out), "--format", "shards"]  # fmt: skip
+    process = subprocess.Popen(
+        [*words, "--engine", "ray"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None:
+        node = [each for each in family(process.pid) if each.name().startswith("raylet")]
+        if node and any(each.name().startswith("ray::") for each in family(process.pid)):
+            node[0].kill()
+            break
+        time.sleep(0.02)
+    _, errors = process.communicate()
+    if "Ray cannot start" in errors:
+        pytest.skip("Ray does not start within 30 seconds")
+    assert process.returncode == 2 and errors.count("\n") == 1 and "went away" in errors
+    run(*words[3:])
+    assert contents(out) == expected
+
+
+def family(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return psutil.Process(pid).children(recursive=True)
+    return []

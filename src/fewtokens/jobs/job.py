@@ -10,9 +10,10 @@ from typing import Any
 
 from fewtokens.core import files
 from fewtokens.core.identity import describe_source
-from fewtokens.jobs.engines import Engine, run_local, run_ray
+from fewtokens.jobs.engines import Engine, run_local
 from fewtokens.jobs.folder import Plan, Row, check_settings, finish, make_plan
 from fewtokens.jobs.formats import FORMATS
+from fewtokens.jobs.ray_engine import run_ray
 from fewtokens.jobs.shard import Task, Work
 from fewtokens.jobs.sources import is_url
 from fewtokens.jobs.store import Store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from itertools import chain
@@ -104,9 +104,14 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def in_threads(work: Work) -> Ahead:
-    """Decoding in threads of this process."""
-    return lambda sources: map_ahead(lambda source, check: decode(work, source, check), sources, reading_threads())
+def in_threads(work: Work, broken: Mapping[str, str] | None = None) -> Ahead:
+    """Decoding in threads of this process, except for videos whose error is known; `broken` has it by location."""
+
+    def read(source: Source, check: Check) -> Decoded:
+        error = (broken or {}).get(source.location)
+        return decode(work, source, check) if error is None else Decoded(source, None, error, 0.0)
+
+    return lambda sources: map_ahead(read, sources, reading_threads())
 
 
 def run_shard(shard: Shard, task: Task, reduce: Reduce, ahead: Ahead | None = None) -> list[Row]:
