@@ -83,7 +83,7 @@ class Ending:
 
 def test_a_driver_that_dies_is_one_error(tmp_path):
     task = Task(Store(str(tmp_path)), "shards", cast(Work, Ending()))
-    with pytest.raises(ValueError, match="went away .* finished shards are kept") as error:
+    with pytest.raises(ValueError, match=r"went away .* finished shards are kept") as error:
         next(run_ray([Shard(0, ())], task))
     assert "\n" not in str(error.value)
 
