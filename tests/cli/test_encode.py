@@ -17,6 +17,7 @@ from fewtokens.tokenizers.files import read_encoded, read_header
 from fewtokens.tokenizers.tokenizer import pad
 from fewtokens.video import read, synthetic, write
 from tests.cli.test_command import error_line, quick
+from tests.jobs.test_jobs import contents
 
 SPEC = "tubelet(24, stride=(2, 8, 8)) | lfq(10) > tubelet(stride=(2, 8, 8))"
 
@@ -203,3 +204,25 @@ class TestErrors:
         assert "has 6 frames; --out must be a video" in line
         line = error_line(quick("decode", encoded, encoded.parent / "x", "--out", tmp_path / "a.mp4", code=2))
         assert "2 files cannot be decoded into one file" in line
+
+
+def test_a_job_writes_the_files_of_the_plain_command(clip, folder, tmp_path):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (clips / name).write_bytes(clip.read_bytes())
+    (clips / "c.mp4").write_text("no video", encoding="utf-8")
+    words = ("--tokenizer", folder, "--fps", 5, "--packed", "--device", "cpu")
+    quick("encode", clips / "a.mp4", clips / "b.mp4", *words, "--out", tmp_path / "plain")
+    job = ("encode", clips, *words, "--workers", 1, "--out", tmp_path / "job", "--json")
+    report = json.loads(quick(*job, code=1).stdout)
+    assert (report["videos"], report["new"], len(report["failed"])) == (2, 3, 1)
+    plain, written = contents(tmp_path / "plain"), contents(tmp_path / "job")
+    assert len(plain) == 2 and plain == {name: written[name] for name in written if name.endswith(".safetensors")}
+    header = read_header(tmp_path / "job/a.safetensors")
+    row = json.loads((tmp_path / "job/manifest/000000.jsonl").read_text(encoding="utf-8").split("\n")[0])
+    assert row["tokens"] == header["total_tokens"] and row["bytes"] == clip.stat().st_size
+    assert json.loads(quick(*job, code=1).stdout)["new"] == 0  # nothing is done twice
+    other = [word for word in job if word != "--packed"]
+    assert "other settings: packed (true, now false)" in error_line(quick(*other, code=2))
+    assert "no such option: --format" in error_line(quick(*job, "--format", "parquet", code=2))

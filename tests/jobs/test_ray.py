@@ -13,7 +13,7 @@ from typing import cast
 import psutil
 import pytest
 
-from fewtokens.jobs import Shard, Store, Task, Work, find_sources, run_job, run_ray
+from fewtokens.jobs import FORMATS, Shard, Store, Task, Work, find_sources, run_job, run_ray
 from tests.helpers.command import run
 from tests.jobs.test_jobs import WORDS, WORK, Deadly, clips, contents, settings
 
@@ -82,7 +82,7 @@ class Ending:
 
 
 def test_a_driver_that_dies_is_one_error(tmp_path):
-    task = Task(Store(str(tmp_path)), "shards", cast(Work, Ending()))
+    task = Task(Store(str(tmp_path)), FORMATS["shards"], cast(Work, Ending()))
     with pytest.raises(ValueError, match=r"went away .* finished shards are kept") as error:
         next(run_ray([Shard(0, ())], task))
     assert "\n" not in str(error.value)

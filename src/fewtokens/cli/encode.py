@@ -13,13 +13,16 @@ from rich.markup import escape
 from fewtokens.cli.batch import Batch
 from fewtokens.cli.command import verb
 from fewtokens.cli.console import log, note
+from fewtokens.cli.encode_job import EncodeWork, encoded_format, load
 from fewtokens.cli.errors import check_exists
+from fewtokens.cli.jobs import is_job, job_modes, run_videos_job
 from fewtokens.cli.options import (
     ENCODER,
     INPUT,
     OUTPUT,
     Check,
     FpsOption,
+    JobOptions,
     JsonOption,
     OverwriteOption,
     RunOptions,
@@ -36,7 +39,7 @@ from fewtokens.cli.resume import (
     source_now,
     token_files,
 )
-from fewtokens.cli.video_parts import VideoParts
+from fewtokens.cli.video_parts import VideoParts, encode_parts
 
 if TYPE_CHECKING:
     from fewtokens.tokenizers import Tokenizer
@@ -57,13 +60,20 @@ TokenizerOption = Annotated[
     "fewtokens encode clip.mp4 --tokenizer run/tokenizer --out clip.safetensors",
     "fewtokens encode videos/*.mp4 --tokenizer run/tokenizer --packed --fps 8 --size 128 --out codes/ --wds codes.tar",
     'fewtokens encode photo.png --tokenizer "tubelet | fsq > tubelet" --out photo.safetensors',
+    "fewtokens encode archive/ --tokenizer run/tokenizer --workers 2 --out codes/",
+    modes=job_modes(("wds", "overwrite"), "--engine"),
 )
 def encode(
     videos: VideosArgument,
     tokenizer: TokenizerOption,
     target: Annotated[
-        Path,
-        typer.Option("--out", help="Output .safetensors file (one video), or output folder.", rich_help_panel=OUTPUT),
+        str,
+        typer.Option(
+            "--out",
+            metavar="PATH",
+            help="Output .safetensors file (one video), or output folder; of a job also a URI such as s3://bucket/codes.",
+            rich_help_panel=OUTPUT,
+        ),
     ],
     run: RunOptions,
     frames: Annotated[
@@ -101,6 +111,7 @@ def encode(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    jobs: JobOptions = JobOptions(),
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -113,31 +124,36 @@ def encode(
     Existing outputs are skipped if they were made from the same video, and are an error if not; damaged files are
     written again. If one of several videos cannot be read, the others are still processed; it is listed in
     failed.jsonl in the output folder, and the exit code is 1.
+
+    A list (.txt, a path or URL per line), a folder of videos or a pattern in quotes is a job, as in `fewtokens
+    tokenize`: all frames of a video are read before it is encoded, and the files are the same.
     """
     if frames is not None and fps is not None:
         raise ValueError("give --frames or --fps, not both")
-    jobs = token_files(videos, target)
-    single = len(jobs) == 1
+    work = EncodeWork(tokenizer, run, frames, fps, size, packed, half)
+    in_shards = is_job({"videos": videos, "engine": jobs.engine})
+    tasks = [] if in_shards else token_files(videos, Path(target))
+    single = len(tasks) == 1
     if single:
-        check_exists(jobs[0][0])
+        check_exists(tasks[0][0])
     if wds is not None and wds.is_dir():
         raise ValueError(f"--wds must be a file, got the folder {wds}")
     from fewtokens.tokenizers.files import EncodedWriter, write_webdataset
-    from fewtokens.tokenizers.load import open_tokenizer, source_of
+    from fewtokens.tokenizers.load import source_of
 
     if (source := source_of(tokenizer)) != "video":
         raise ValueError(f"{tokenizer} encodes {source}, not videos; use it in Python, see `SignalTokenizer`")
-    model = open_tokenizer(tokenizer, seed=run.seed, device=run.device)
+    model, fingerprint = load(tokenizer, run)
     if "seed" in model.origin:
         note(f"{tokenizer} has random weights:", "the result cannot be used; give the folder of a trained tokenizer")
-    fingerprint = model.fingerprint()
-    request = {
-        "reading": {"frames": frames, "fps": fps, "size": size}, "packed": packed, "half": half,
-        "fingerprint": fingerprint,
-    }  # fmt: skip
-    batch = Batch(len(jobs), "video", target)
-    with progress("frames" if single else "videos", None if single else len(jobs)) as advance:
-        for number, (video, path) in enumerate(jobs):
+    EncodedWriter(model, packed=packed, half=half, fingerprint=fingerprint)  # raises an error before any work
+    if in_shards:
+        run_videos_job(videos, target, jobs, work, work.settings(), as_json, encoded_format())
+        return
+    request = work.request()
+    batch = Batch(len(tasks), "video", Path(target))
+    with progress("frames" if single else "videos", None if single else len(tasks)) as advance:
+        for number, (video, path) in enumerate(tasks):
             try:
                 writer = EncodedWriter(model, packed=packed, half=half, fingerprint=fingerprint)
                 row = _encode_file(model, writer, video, path, request, overwrite, advance if single else None)
@@ -170,7 +186,7 @@ def _encode_file(
         check_request(path, earlier, request)
         return {"video": str(video), "out": str(path), "skipped": True}
     parts = VideoParts(video, request["reading"], advance)
-    _encode_parts(tokenizer, writer, parts)
+    encode_parts(tokenizer, writer, parts)
     writer.save(path, fps=parts.rate, source={**source, "name": video.name}, **request)
     header = read_header(path)
     length, height, width = header["size"]
@@ -187,19 +203,6 @@ def _encode_file(
         "bytes": header["bytes"],
         "seconds": round(time.perf_counter() - start, 3),
     }
-
-
-def _encode_parts(tokenizer: Tokenizer, writer: EncodedWriter, parts: VideoParts) -> None:
-    """Adds the tokens of a video to a writer: chunk by chunk if the tokenizer can, otherwise at once."""
-    import torch
-
-    from fewtokens.tokenizers.chunks import can_encode_chunks, encode_chunks
-
-    if can_encode_chunks(tokenizer):
-        for tokens in encode_chunks(tokenizer, parts):
-            writer.add(tokens)
-    else:
-        writer.add(tokenizer.encode(torch.cat([part.frames for part in parts])))
 
 
 def _meta(path: Path) -> dict[str, Any] | None:

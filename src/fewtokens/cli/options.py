@@ -272,6 +272,18 @@ class RunOptions:
     seed: SeedOption = 0
 
 
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="safetensors (a file per video), shards (of safetensors), webdataset, parquet or hf (Hugging Face "
+        "datasets). Default: safetensors.",
+        rich_help_panel=OUTPUT,
+    ),
+    Check(check_format),
+]
+
+
 @dataclass(frozen=True)
 class JobOptions:
     """How a job, a run over many videos, is done."""
@@ -300,16 +312,6 @@ class JobOptions:
     retry: Annotated[
         bool, typer.Option("--retry", help="Try videos again that failed in an earlier run.", rich_help_panel=RUN)
     ] = False
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            help="safetensors (a file per video), shards (of safetensors), webdataset, parquet or hf (Hugging Face "
-            "datasets). Default: safetensors.",
-            rich_help_panel=OUTPUT,
-        ),
-        Check(check_format),
-    ] = None
     per_shard: Annotated[
         int, typer.Option("--per-shard", min=1, help="Videos per shard of a job.", rich_help_panel=OUTPUT)
     ] = 100

@@ -17,10 +17,12 @@ from fewtokens.cli.batch import Batch
 from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import log, note
 from fewtokens.cli.errors import check_exists
+from fewtokens.cli.jobs import is_job, job_modes, run_videos_job
 from fewtokens.cli.options import (
     INPUT,
     OUTPUT,
     EncoderOptions,
+    FormatOption,
     JobOptions,
     JsonOption,
     MethodOptions,
@@ -43,7 +45,7 @@ from fewtokens.cli.pipelines import (
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import check_request, check_source, report_damaged, source_now, token_files
 from fewtokens.cli.tokenize_chunks import tokenize_chunks
-from fewtokens.cli.tokenize_job import TokenizeWork, is_job, run_tokenize_job
+from fewtokens.cli.tokenize_job import TokenizeWork
 
 if TYPE_CHECKING:
     from fewtokens.core.ahead import Check
@@ -73,17 +75,7 @@ if TYPE_CHECKING:
             "require --select",
         ),
         PATCHES,
-        Mode(
-            "job", is_job, ("chunked", "overwrite"),
-            "cannot be combined with a job (a list, folder or pattern of videos, --engine, --format)",
-        ),
-        Mode(
-            "no job", lambda values: not is_job(values), ("address", "workers", "retry", "per_shard"),
-            "require a job (a list, folder or pattern of videos, --engine, --format)",
-        ),
-        Mode(
-            "local", lambda values: is_job(values) and values["engine"] != "ray", ("address",), "require --engine ray",
-        ),
+        *job_modes(("chunked", "overwrite"), "--engine, --format"),
     ),
 )  # fmt: skip
 def tokenize(
@@ -127,6 +119,7 @@ def tokenize(
         ),
     ] = 0.1,
     jobs: JobOptions = JobOptions(),
+    format: FormatOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -144,10 +137,9 @@ def tokenize(
     same command resumes a job; videos that failed are tried again only with --retry.
     """
     check_reading(reading)
-    if is_job({"videos": videos, "engine": jobs.engine, "format": jobs.format}):
-        run_tokenize_job(
-            videos, target, jobs, TokenizeWork(method, encoding, run, reading, selecting, question), as_json
-        )
+    if is_job({"videos": videos, "engine": jobs.engine, "format": format}):
+        work = TokenizeWork(method, encoding, run, reading, selecting, question)
+        run_videos_job(videos, target, jobs, work, {"format": format or "safetensors", **work.settings()}, as_json)
         return
     out = Path(target)
     tasks = token_files(videos, out, chunked)

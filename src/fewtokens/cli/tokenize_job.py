@@ -1,33 +1,19 @@
-"""`fewtokens tokenize` over a list, a folder or a pattern of videos: a job in shards, see `fewtokens.jobs`."""
+"""The work of `fewtokens tokenize` as a job, see `fewtokens.jobs`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import typer
-from rich.markup import escape
-
-from fewtokens.cli.console import fail, log, note
-from fewtokens.cli.options import EncoderOptions, JobOptions, MethodOptions, ReadOptions, RunOptions, SelectOptions
+from fewtokens.cli.options import EncoderOptions, MethodOptions, ReadOptions, RunOptions, SelectOptions
 from fewtokens.cli.pipelines import make_pipeline, plain_selection, read_video, selection_of, with_defaults
-from fewtokens.cli.progress import progress
-from fewtokens.cli.tables import print_json
-from fewtokens.core.checks import is_collection
 
 if TYPE_CHECKING:
     from fewtokens.core.pipeline import Pipeline
     from fewtokens.core.tokens import Tokens
     from fewtokens.video import Video
-
-
-def is_job(values: Mapping[str, Any]) -> bool:
-    """Whether the options of `tokenize` describe a job."""
-    given = values["engine"] is not None or values["format"] is not None
-    return given or any(is_collection(str(path)) for path in values["videos"] or ())
 
 
 @lru_cache(maxsize=1)
@@ -58,18 +44,12 @@ class TokenizeWork:
 
     def read(self, location: str, check: Callable[..., None]) -> _Clip:
         """Decodes the frames of a video; see `fewtokens.jobs.Work`."""
-        from fewtokens.core.identity import describe_source
-        from fewtokens.jobs.sources import is_url, local_file
+        from fewtokens.jobs.sources import local_source
 
-        with local_file(location, check) as path:
-            if not path.exists():
-                raise ValueError(f"{location}: no such file")
-            source = describe_source(path)
-            video = read_video(path, self.reading, check, _selection(self.selecting, self.question, self.run))
-        name = location.partition("?")[0].rpartition("/")[2] if is_url(location) else video.name
-        if is_url(location):
-            source |= {"path": location, "mtime_ns": 0}
-        return _Clip(video, {**source, "name": name})
+        with local_source(location, check) as (path, source):
+            return _Clip(
+                read_video(path, self.reading, check, _selection(self.selecting, self.question, self.run)), source
+            )
 
     def load(self) -> _Reduce:
         """Loads the encoder and the methods; see `fewtokens.jobs.Work`."""
@@ -133,46 +113,3 @@ class _Reduce:
             )
             for tokens, clip in zip(results, videos, strict=True)
         ]  # fmt: skip
-
-
-def run_tokenize_job(
-    videos: Sequence[Path], target: str, options: JobOptions, work: TokenizeWork, as_json: bool
-) -> None:
-    """Runs a job, and prints what failed and how much was done; exits with 1 if a video failed."""
-    from fewtokens.jobs import find_sources, run_job
-
-    if target.endswith(".safetensors"):
-        raise ValueError(f"a job writes a folder, so --out must be a folder, got {target}")
-    if "://" not in target and Path(target).exists() and not Path(target).is_dir():
-        raise ValueError(f"--out must be a folder, got the file {target}")
-    sources = find_sources([str(path) for path in videos])
-    settings = {"format": options.format or "safetensors", **work.settings()}
-
-    def report(row: Mapping[str, Any]) -> None:
-        if row["error"] is not None:
-            fail(row["error"])
-
-    with progress("videos", len(sources)) as advance:
-        result = run_job(
-            sources, work, settings, target, engine=options.engine or "local", per_shard=options.per_shard,
-            workers=options.workers, address=options.address, retry=options.retry, progress=advance, report=report,
-        )  # fmt: skip
-    failed = [row for row in result.rows if row["error"] is not None]
-    done = [row for row in result.rows if row["error"] is None]
-    totals = {name: sum(row[name] for row in done) for name in ("cells", "tokens")}
-    if as_json:
-        print_json({
-            "out": target, "format": settings["format"], "shards": result.shards, "videos": len(done),
-            "new": result.new, **totals,
-            "failed": [{"video": row["source"], "error": row["error"]} for row in failed],
-        })  # fmt: skip
-    else:
-        share = 100 * totals["tokens"] / max(totals["cells"], 1)
-        log.print(
-            f"{escape(target)}: {len(done)} videos in {result.shards} shards ({settings['format']}), "
-            f"{totals['tokens']} tokens of {totals['cells']} cells ({share:.2f} %); {result.new} new",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    if failed:
-        note("note:", f"{len(failed)} videos failed; see {target}/failed.jsonl, and --retry to try them again")
-        raise typer.Exit(1)

@@ -1,12 +1,14 @@
-"""Reads a video in parts, for `encode` and `decode`."""
+"""Reads a video in parts, for `encode` and `decode`, and encodes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fewtokens.tokenizers import Tokenizer
+    from fewtokens.tokenizers.files import EncodedWriter
     from fewtokens.video import Video
 
 # Frames that are read at a time.
@@ -47,3 +49,16 @@ class VideoParts:
                     total = frames or (round(part.duration * rate) if part.duration and rate else None)
                     self.advance(count, None if total is None else max(total, count))
                 yield part
+
+
+def encode_parts(tokenizer: Tokenizer, writer: EncodedWriter, parts: Iterable[Video]) -> None:
+    """Adds the tokens of a video to a writer: chunk by chunk if the tokenizer can, otherwise at once."""
+    import torch
+
+    from fewtokens.tokenizers.chunks import can_encode_chunks, encode_chunks
+
+    if can_encode_chunks(tokenizer):
+        for tokens in encode_chunks(tokenizer, parts):
+            writer.add(tokens)
+    else:
+        writer.add(tokenizer.encode(torch.cat([part.frames for part in parts])))

@@ -47,7 +47,7 @@ def export(
     with store.locked():
         while (first := next(records, None)) is not None:
             group = chain([first], islice(records, (1 if form.per_video else per_shard) - 1))
-            name = file_of(format, Shard(number, ()), first.key)
+            name = file_of(FORMATS[format], Shard(number, ()), first.key)
             with store.writing(name) as path:
                 count += form.write(path, group, store.path(name))
             number += 1

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypedDict
 from fewtokens.core.files import parse_json
 from fewtokens.core.identity import rename_encoder_keys
 from fewtokens.core.plain import conform
-from fewtokens.jobs.formats import CARD, FORMATS
+from fewtokens.jobs.formats import CARD, Format
 from fewtokens.jobs.records import make_keys
 from fewtokens.jobs.store import Store
 
@@ -211,7 +211,8 @@ def finish(store: Store, settings: Mapping[str, Any], rows: Sequence[Row]) -> No
     columns["shard"] = pyarrow.array([row["shard"] for row in rows], pyarrow.int64())
     columns |= {name: pyarrow.array([row.get(name) for row in rows], pyarrow.int64()) for name in numbers}
     columns["seconds"] = pyarrow.array([row.get("seconds") for row in rows], pyarrow.float64())
-    constants = {"spec": settings.get("spec"), "weights": (settings.get("encoder") or {}).get("fingerprint")}
+    model = settings.get("encoder") or settings.get("tokenizer") or {}
+    constants = {"spec": settings.get("spec"), "weights": model.get("fingerprint")}
     for name, value in constants.items():
         columns[name] = pyarrow.array([value] * len(rows), pyarrow.string())
     with store.writing(MANIFEST) as path:
@@ -223,6 +224,6 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value).encode("utf-8", "backslashreplace").decode()
 
 
-def file_of(name: str, shard: Shard, key: str) -> str:
+def file_of(form: Format, shard: Shard, key: str) -> str:
     """Returns the path in the output folder of the file that has the tokens of a video."""
-    return FORMATS[name].pattern.format(shard=shard.number, key=key)
+    return form.pattern.format(shard=shard.number, key=key)

@@ -12,7 +12,7 @@ from fewtokens.core import files
 from fewtokens.core.identity import describe_source
 from fewtokens.jobs.engines import Engine, run_local
 from fewtokens.jobs.folder import Plan, Row, check_settings, finish, make_plan
-from fewtokens.jobs.formats import FORMATS
+from fewtokens.jobs.formats import FORMATS, Format
 from fewtokens.jobs.ray_engine import run_ray
 from fewtokens.jobs.shard import Task, Work
 from fewtokens.jobs.sources import is_url
@@ -42,6 +42,7 @@ def run_job(
     settings: Mapping[str, Any],
     target: str,
     *,
+    form: Format | None = None,
     engine: str = "local",
     per_shard: int = PER_SHARD,
     workers: int | None = None,
@@ -55,8 +56,10 @@ def run_job(
     Args:
         sources: from `find_sources`.
         work: what is done with each video.
-        settings: plain values that determine the result; with "format", one of `FORMATS`. A folder holds one job.
+        settings: plain values that determine the result; "format" is one of `FORMATS`, or the name of `form`. A folder
+            holds one job.
         target: output folder, or a URI for fsspec.
+        form: how the result is written. Default: the one that "format" names.
         engine: "local" or "ray".
         per_shard: videos per shard.
         workers, address: see `run_local` and `run_ray`.
@@ -69,7 +72,7 @@ def run_job(
             the engine fails.
         OSError: the disk is full, or the folder is not writable; finished shards are kept.
     """
-    form = FORMATS[settings["format"]]
+    form = form or FORMATS[settings["format"]]
     if form.package is not None and find_spec(form.package) is None:
         raise ValueError(
             f"--format {settings['format']} requires {form.package}; install it with pip install 'fewtokens[jobs]'"
@@ -85,7 +88,7 @@ def run_job(
         _check_unchanged(store, plan)
         total = len({source.location for shard in plan.shards for source in shard.sources})
         new = 0
-        for rows in run(plan.remaining, Task(store, settings["format"], work), workers):
+        for rows in run(plan.remaining, Task(store, form, work), workers):
             plan.rows |= {row["source"]: row for row in rows}
             new += len(rows)
             for row in rows if report is not None else ():

@@ -14,7 +14,7 @@ from fewtokens.core.ahead import Check, map_ahead, reading_threads
 from fewtokens.core.files import DISK_FULL_ERRORS
 from fewtokens.core.tokens import Tokens
 from fewtokens.jobs.folder import Row, Shard, Source, file_of, write_rows
-from fewtokens.jobs.formats import FORMATS
+from fewtokens.jobs.formats import Format
 from fewtokens.jobs.records import Record
 from fewtokens.jobs.store import Store
 
@@ -42,6 +42,8 @@ class Reduce(Protocol):
     def __call__(self, videos: Sequence[Any]) -> list[Tokens]:
         """Returns the tokens of each video, B=1, on the CPU, with everything that its file says in `meta`.
 
+        The format of a job may write something else, which has `meta`, `grid` and `count` like tokens.
+
         Raises:
             ValueError: a video cannot be encoded.
         """
@@ -57,12 +59,12 @@ class Task:
 
     Attributes:
         store: output folder.
-        format: name of the output format.
+        format: how the result is written.
         work: what is done.
     """
 
     store: Store
-    format: str
+    format: Format
     work: Work
 
 
@@ -132,12 +134,12 @@ def run_shard(shard: Shard, task: Task, reduce: Reduce, ahead: Ahead | None = No
     Raises:
         OSError: the disk is full, or the folder is not writable; nothing of the shard appears in the manifest.
     """
-    form, store = FORMATS[task.format], task.store
+    form, store = task.format, task.store
     rows: list[Row] = []
     with closing(_records(shard, task, reduce, ahead or in_threads(task.work), rows)) as records:
         # If every video failed, there is no file.
         for first in records:
-            name = file_of(task.format, shard, first.key)
+            name = file_of(form, shard, first.key)
             with store.writing(name) as path:
                 form.write(path, [first] if form.per_video else chain([first], records), store.path(name))
     order = {source.location: number for number, source in enumerate(shard.sources)}

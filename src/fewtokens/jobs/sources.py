@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from fewtokens.core.checks import is_collection
 from fewtokens.core.files import read_lines
+from fewtokens.core.identity import describe_source
 from fewtokens.data.folders import walk
 from fewtokens.data.lists import VIDEOS
 from fewtokens.video.images import is_image
@@ -98,3 +100,20 @@ def local_file(location: str, check: Callable[..., None] = lambda: None) -> Iter
             reason = getattr(error, "reason", None) or error
             raise ValueError(f"{location}: cannot be downloaded ({' '.join(str(reason).split())})") from None
         yield path
+
+
+@contextmanager
+def local_source(location: str, check: Callable[..., None]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields the local path of a video, and its identity as token files store it; see `local_file`.
+
+    Raises:
+        ValueError: there is no such file, or the URL cannot be reached.
+    """
+    with local_file(location, check) as path:
+        if not path.exists():
+            raise ValueError(f"{location}: no such file")
+        source = describe_source(path) | {"name": path.name}
+        if is_url(location):
+            name = location.partition("?")[0].rpartition("/")[2]
+            source |= {"path": location, "mtime_ns": 0, "name": name}
+        yield path, source
