@@ -7,7 +7,8 @@ each of them. Memory: resident bytes of all processes of the job, sampled twice 
 third of the run, which must not grow with the number of clips.
 
 Kills: a job over --kill-clips clips is started again and again, and each time a process of it is killed with SIGKILL at
-a random moment: a worker, the driver, or with Ray the raylet (the process of a node). Then it runs to its end, and its
+a random moment: a worker, the driver (the command, or with Ray the process that is connected to it), or with Ray the
+raylet (the process of a node). Then it runs to its end, and its
 files must be those of an undisturbed run: tensors and headers bit-equal, rows of the manifest equal except for seconds,
 nothing left over. The exit code is 1 if anything differs.
 
@@ -38,6 +39,8 @@ from fewtokens.video import synthetic
 from fewtokens.video import write as write_video
 
 DISTINCT = 50
+# Seconds after which a job whose process was killed must have ended.
+HANG = 300
 WORDS = ("--frames", "8", "--size", "48", "--with", "evs(keep=0.1)")
 
 
@@ -117,17 +120,17 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
-def victims(process: psutil.Process, kind: str) -> list[psutil.Process]:
+def victims(process: psutil.Process, kind: str, engine: str) -> list[psutil.Process]:
     """The processes of a job of one kind."""
-    if kind == "driver":
-        return [process]
-    found = []
+    found = [process] if kind == "driver" else []
     for child in family(process)[1:]:
         with suppress(psutil.Error):
             words = " ".join(child.cmdline())
+            own = "spawn_main" in words
+            is_worker = words.startswith("ray::") if engine == "ray" else own
+            is_driver = own and engine == "ray"
             is_node = child.name().startswith("raylet")
-            is_worker = "spawn_main" in words or words.startswith("ray::")
-            if (kind == "node" and is_node) or (kind == "worker" and is_worker):
+            if {"worker": is_worker, "driver": is_driver, "node": is_node}[kind]:
                 found.append(child)
     return found
 
@@ -140,8 +143,9 @@ def end_all(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=10)
 
 
-def kill_runs(words: list[str], kinds: tuple[str, ...], kills: int, length: float, chance: random.Random) -> dict:
-    """Runs a job until it ends, killing one of its processes at random moments of up to `kills` runs."""
+def kill_runs(words: list[str], engine: str, kills: int, length: float, chance: random.Random) -> dict:
+    """Runs a job until it ends, killing one of its processes at random moments, `kills` times in all."""
+    kinds = ("worker", "driver") if engine == "local" else ("worker", "driver", "node")
     counts = dict.fromkeys(kinds, 0)
     starts = 0
     while True:
@@ -155,14 +159,14 @@ def kill_runs(words: list[str], kinds: tuple[str, ...], kills: int, length: floa
             while time.monotonic() < end and process.poll() is None:
                 time.sleep(0.02)
             everyone = family(watched) or everyone
-            targets = victims(watched, kind)
+            targets = victims(watched, kind, engine)
             if targets and process.poll() is None:
                 with suppress(psutil.Error):
                     chance.choice(targets).send_signal(signal.SIGKILL)
                     counts[kind] += 1
             if kind != "worker":
                 break
-        process.wait()
+        process.wait(HANG)
         end_all(everyone)  # before reading, since they may hold the pipe
         _, errors = process.communicate()
         if process.returncode == 0 and sum(counts.values()) >= kills:
@@ -208,8 +212,7 @@ def killed(folder: Path, number: int, kills: int, engines: list[str], seed: int)
         chance = random.Random(f"{seed} {engine}")
         words = job(clips, folder / f"killed {engine}", engine, per_shard=5)
         result = measure(job(clips, folder / f"undisturbed {engine}", engine, per_shard=5))
-        kinds = ("worker", "driver") if engine == "local" else ("worker", "driver", "node")
-        counts = kill_runs(words, kinds, kills // len(engines), result["seconds"], chance)
+        counts = kill_runs(words, engine, kills // len(engines), result["seconds"], chance)
         expected, actual = contents(folder / f"undisturbed {engine}"), contents(folder / f"killed {engine}")
         different = [name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)]
         rows.append({
@@ -218,6 +221,19 @@ def killed(folder: Path, number: int, kills: int, engines: list[str], seed: int)
             "files that differ": len(different),
         })  # fmt: skip
     return rows
+
+
+def report(results: dict[str, list[dict]], options: argparse.Namespace) -> None:
+    names = ("clips", "kills", "kill-clips", "loop")
+    words = " ".join(f"--{name} {getattr(options, name.replace('-', '_'))}" for name in names)
+    notes = (
+        "Clips of 8 frames of 48x64 pixels. Memory is the sum of the resident bytes of all processes, so pages that they "
+        "share count several times. *Starts*: how often the job was started until it had survived all kills. *Files that "
+        "differ* from an undisturbed run: tensors, headers and rows of the manifest, except for seconds. The default of "
+        "the script is 10,000 clips and 100 kills."
+    )
+    title = "Jobs of `fewtokens tokenize` over generated clips"
+    write("jobs", title, f"python benchmarks/jobs.py {words}", results, notes)
 
 
 def main() -> None:
@@ -234,11 +250,11 @@ def main() -> None:
         folder = Path(name)
         clips = make_clips(folder / "clips", options.clips)
         speed = throughput(folder, clips, options.clips, options.loop, engines)
-        print(json.dumps(speed), flush=True)
+        results = {"Throughput and memory": speed}
+        report(results, options)
         kills = killed(folder, options.kill_clips, options.kills, engines, options.seed) if options.kills else []
-    words = f"python benchmarks/jobs.py --clips {options.clips} --kills {options.kills} --loop {options.loop}"
-    tables = {"Throughput and memory": speed, **({"Kills": kills} if kills else {})}
-    write("jobs", "Jobs of `fewtokens tokenize` over generated clips", words, tables)
+    if kills:
+        report(results | {"Kills": kills}, options)
     if any(row["files that differ"] for row in kills):
         raise SystemExit(1)
 
