@@ -143,11 +143,13 @@ def end_all(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=10)
 
 
-def kill_runs(words: list[str], engine: str, kills: int, length: float, chance: random.Random) -> dict:
-    """Runs a job until it ends, killing one of its processes at random moments, `kills` times in all."""
+def kill_runs(
+    words: list[str], engine: str, kills: int, length: float, chance: random.Random, expected: dict[str, Any]
+) -> dict[str, int]:
+    """Runs a job until it ends, killing its processes at random moments; again in a new folder up to `kills` kills."""
     kinds = ("worker", "driver") if engine == "local" else ("worker", "driver", "node")
     counts = dict.fromkeys(kinds, 0)
-    starts = 0
+    starts = ends = different = 0
     while True:
         starts += 1
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -169,10 +171,13 @@ def kill_runs(words: list[str], engine: str, kills: int, length: float, chance: 
         process.wait(HANG)
         end_all(everyone)  # before reading, since they may hold the pipe
         _, errors = process.communicate()
-        if process.returncode == 0 and sum(counts.values()) >= kills:
-            return {"starts": starts, **counts}
-        if process.returncode == 0:  # it ended before the next kill: start over in a new folder
-            shutil.rmtree(words[words.index("--out") + 1])
+        if process.returncode == 0:
+            out = Path(words[words.index("--out") + 1])
+            actual, ends = contents(out), ends + 1
+            different += sum(expected.get(name) != actual.get(name) for name in expected.keys() | actual.keys())
+            if sum(counts.values()) >= kills:
+                return {"starts": starts, "ends": ends, "different": different, **counts}
+            shutil.rmtree(out)
         elif process.returncode not in (-signal.SIGKILL, 2):
             raise SystemExit(f"exit code {process.returncode} after {counts}\n{errors}")
 
@@ -212,13 +217,13 @@ def killed(folder: Path, number: int, kills: int, engines: list[str], seed: int)
         chance = random.Random(f"{seed} {engine}")
         words = job(clips, folder / f"killed {engine}", engine, per_shard=5)
         result = measure(job(clips, folder / f"undisturbed {engine}", engine, per_shard=5))
-        counts = kill_runs(words, engine, kills // len(engines), result["seconds"], chance)
-        expected, actual = contents(folder / f"undisturbed {engine}"), contents(folder / f"killed {engine}")
-        different = [name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)]
+        expected = contents(folder / f"undisturbed {engine}")
+        counts = kill_runs(words, engine, kills // len(engines), result["seconds"], chance, expected)
         rows.append({
-            "engine": engine, "clips": number, "starts": counts["starts"], "workers killed": counts["worker"],
+            "engine": engine, "clips": number, "starts": counts["starts"], "ends": counts["ends"],
+            "workers killed": counts["worker"],
             "drivers killed": counts["driver"], "nodes killed": counts.get("node"), "files": len(expected),
-            "files that differ": len(different),
+            "files that differ": counts["different"],
         })  # fmt: skip
     return rows
 
@@ -227,10 +232,11 @@ def report(results: dict[str, list[dict]], options: argparse.Namespace) -> None:
     names = ("clips", "kills", "kill-clips", "loop")
     words = " ".join(f"--{name} {getattr(options, name.replace('-', '_'))}" for name in names)
     notes = (
-        "Clips of 8 frames of 48x64 pixels. Memory is the sum of the resident bytes of all processes, so pages that they "
-        "share count several times. *Starts*: how often the job was started until it had survived all kills. *Files that "
-        "differ* from an undisturbed run: tensors, headers and rows of the manifest, except for seconds. The default of "
-        "the script is 10,000 clips and 100 kills."
+        "Clips of 8 frames of 48x64 pixels. Memory is the sum of the resident bytes of all processes, so pages that "
+        "they share count several times. *Starts*: how often a job was started or resumed. *Ends*: how many jobs came "
+        "to their end; a new folder is begun after each. *Files that differ* from an undisturbed run, in all of them: "
+        "tensors, headers and rows of the manifest, except for seconds. The default of the script is 10,000 clips and "
+        "100 kills."
     )
     title = "Jobs of `fewtokens tokenize` over generated clips"
     write("jobs", title, f"python benchmarks/jobs.py {words}", results, notes)

@@ -80,9 +80,7 @@ def run_job(
     store = Store(target)
     run: Engine = run_local if engine == "local" else partial(run_ray, address=address)
     with store.locked():
-        if store.is_local:
-            for folder in ("", "shards", "data", "manifest"):
-                files.sweep(store.path(folder) if folder else target)
+        _sweep(store)
         check_settings(store, settings)
         plan = make_plan(store, sources, per_shard=per_shard, plain_keys=form.plain_keys, retry=retry)
         _check_unchanged(store, plan)
@@ -97,8 +95,15 @@ def run_job(
                 progress(len(plan.rows), total)
         order = [source.location for shard in plan.shards for source in shard.sources]
         table = [plan.rows[location] for location in dict.fromkeys(order)]
+        _sweep(store)
         finish(store, settings, table)
     return Report(tuple(table), len(plan.shards), new)
+
+
+def _sweep(store: Store) -> None:
+    """Removes what killed processes left, of an earlier run or of this one."""
+    for folder in ("", "shards", "data", "manifest") if store.is_local else ():
+        files.sweep(store.path(folder) if folder else store.target)
 
 
 def _check_unchanged(store: Store, plan: Plan) -> None:
