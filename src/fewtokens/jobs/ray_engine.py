@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from fewtokens.jobs.engines import default_workers, follow_parent
 from fewtokens.jobs.folder import Row, Shard, Source
 from fewtokens.jobs.shard import Decoded, Task, decode, run_shard
 
+# Between two looks at the nodes of the cluster.
+WATCH_SECONDS = 5.0
+
 
 def run_ray(
     shards: Sequence[Shard], task: Task, workers: int | None = None, address: str | None = None
@@ -30,7 +34,7 @@ def run_ray(
     the encoder. Without, each actor decodes in threads. Ray replaces actors that die, also with their node, and runs
     their shards again.
 
-    Ray ends the process that is connected to it when its node dies, so this is a process of its own.
+    The driver of Ray is a process of its own: Ray may end it, or wait forever, when the cluster goes away.
 
     Args:
         shards: what is to be done.
@@ -138,10 +142,27 @@ def _cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[Non
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    end = threading.Event()
+    threading.Thread(target=_watch, args=(ray, end), daemon=True).start()
     try:
         yield
     finally:
+        end.set()
         ray.shutdown()
+
+
+def _watch(ray: Any, end: threading.Event) -> None:
+    """Ends this process if the cluster has no node, twice in a row; Ray would wait for a new one."""
+    missing = 0
+    while missing < 2:
+        if end.wait(WATCH_SECONDS):
+            return
+        try:
+            alive = any(node["Alive"] for node in ray.nodes())
+        except Exception:  # Ray has no class for this
+            alive = False
+        missing = 0 if alive else missing + 1
+    os._exit(1)
 
 
 def _check_address(address: str) -> None:
