@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,13 +59,19 @@ class TokenizeWork:
     def read(self, location: str, check: Callable[..., None]) -> _Clip:
         """Decodes the frames of a video; see `fewtokens.jobs.Work`."""
         from fewtokens.core.identity import describe_source
-        from fewtokens.jobs.sources import is_url, local_file
+        from fewtokens.jobs.sources import is_url, local_file, split_part
 
-        with local_file(location, check) as path:
+        whole, part = split_part(location)
+        reading = self.reading
+        if part is not None:
+            # --start and --end are relative to the part.
+            end = part[1] if reading.end is None else min(part[1], part[0] + reading.end)
+            reading = replace(reading, start=part[0] + reading.start, end=end)
+        with local_file(whole, check) as path:
             if not path.exists():
                 raise ValueError(f"{location}: no such file")
             source = describe_source(path)
-            video = read_video(path, self.reading, check, _selection(self.selecting, self.question, self.run))
+            video = read_video(path, reading, check, _selection(self.selecting, self.question, self.run))
         name = location.partition("?")[0].rpartition("/")[2] if is_url(location) else video.name
         if is_url(location):
             source |= {"path": location, "mtime_ns": 0}
