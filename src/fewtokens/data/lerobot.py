@@ -321,8 +321,8 @@ def _values(table: Any, name: str, shape: Sequence[int], episode: Episode) -> ND
 
 def _decode(cells: Sequence[Any], name: str, short: int) -> Tensor:
     """Frames from the cells {"bytes", "path"} of an image column, uint8 [T,3,H,W]."""
-    contents = [cell.get("bytes") if isinstance(cell, dict) else None for cell in cells]
-    if None in contents:
+    contents = [cell["bytes"] for cell in cells if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes)]
+    if len(contents) < len(cells):
         raise ValueError(f"{name} must contain the bytes of images")
     frames = torch.stack([read_image(content, name) for content in contents])
     return resize_short(frames, short) if short and min(frames.shape[-2:]) > short else frames
