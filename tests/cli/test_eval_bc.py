@@ -15,6 +15,7 @@ from fewtokens.data.demonstrations import write
 from fewtokens.evaluation import cloning_run, simulate
 from fewtokens.evaluation.simulate import record
 from tests.evaluation.dots import Dots
+from tests.helpers.robots import KEYS, STATES, write_dataset
 
 QUICK = ("--encoder", "patches", "--feature", "cells", "--size", 16, "--set", "epochs=20", "--set", "every=10")
 
@@ -97,6 +98,33 @@ def test_no_class_token(demos):
 class Payload:
     def __reduce__(self):
         return os.system, ("true",)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_lerobot_dataset(tmp_path, version, dots):
+    pytest.importorskip("pyarrow")
+    folder = write_dataset(tmp_path / "set", version, KEYS)
+    words = ("--data", folder, *QUICK, "--demos", 3, "--seeds", 1, "--out", tmp_path / "run", "--json")
+    result = run(*words, "--camera", "wrist")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["score"] == "held-out error"
+    assert report["protocol"]["proprio"] == STATES
+    assert report["protocol"]["data"]["name"] == "set"
+    assert run(*words, "--camera", "wrist").stdout == result.stdout  # resumed
+    for other, message in (
+        (words, "has several cameras; choose one of"),
+        ((*words, "--camera", "top"), "contains a run with other settings (camera"),
+        (("--data", folder / "meta", *QUICK), "not a LeRobot dataset"),
+        (("--data", folder, *QUICK, "--camera", "top"), "contains 3 demonstrations, 10 requested"),
+    ):
+        failed = run(*other)
+        assert failed.exit_code == 2, failed.output
+        assert message in text(failed)
+    # The only camera of a dataset need not have the name of the simulator's.
+    single = write_dataset(tmp_path / "single", version)
+    task = ("--task", "dots/reach", "--camera", "above", "--data", single, *QUICK, "--demos", 3)
+    assert "must be square" in text(run(*task))
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ SAMPLES = {
     ("eval reconstruction", "images"): "photos --images --tokenizers t",
     ("eval reconstruction", "no distance"): "clip.mp4 --tokenizers t",
     ("eval bc", "no task"): "--data D --encoder e --out o",
+    ("eval bc", "no camera"): "--data D --encoder e --out o",
     ("eval bc", "existing demonstrations"): "--data D --task t --encoder e --out o",
     ("eval bc", "recording"): "--task t --write-demos w",
     ("eval bc", "nothing written"): "--task t --encoder e",

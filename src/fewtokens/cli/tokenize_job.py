@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +29,8 @@ def _selection(selecting: SelectOptions, question: str | None, run: RunOptions) 
 class _Clip(NamedTuple):
     video: Video
     source: dict[str, Any]
+    # start and end, if the location names a part of the file
+    part: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,17 @@ class TokenizeWork:
 
     def read(self, location: str, check: Callable[..., None]) -> _Clip:
         """Decodes the frames of a video; see `fewtokens.jobs.Work`."""
-        from fewtokens.jobs.sources import local_source
+        from fewtokens.jobs.sources import local_source, split_part
 
-        with local_source(location, check) as (path, source):
-            return _Clip(
-                read_video(path, self.reading, check, _selection(self.selecting, self.question, self.run)), source
-            )
+        whole, part = split_part(location)
+        bounds: dict[str, float] = {}
+        if part is not None:
+            # --start and --end are relative to the part.
+            start, end = self.reading.start, self.reading.end
+            bounds = {"start": part[0] + start, "end": part[1] if end is None else min(part[1], part[0] + end)}
+        with local_source(whole, check) as (path, source):
+            selection = _selection(self.selecting, self.question, self.run)
+            return _Clip(read_video(path, replace(self.reading, **bounds), check, selection), source, bounds)
 
     def load(self) -> _Reduce:
         """Loads the encoder and the methods; see `fewtokens.jobs.Work`."""
@@ -108,7 +115,7 @@ class _Reduce:
             tokens.replace(
                 meta={
                     "spec": tokens.meta["spec"], "encoder": tokens.meta["encoder"], "source": clip.source,
-                    "reading": self.reading, "seed": self.work.run.seed,
+                    "reading": self.reading | clip.part, "seed": self.work.run.seed,
                 }
             )
             for tokens, clip in zip(results, videos, strict=True)

@@ -1,4 +1,4 @@
-"""Robot demonstrations (images, states, expert actions, rewards) in a safetensors file or in the pickles of R3M.
+"""Robot demonstrations (images, states, expert actions, rewards): safetensors, pickles of R3M, LeRobot datasets.
 
 R3M (arXiv 2203.12601) and CortexBench (arXiv 2303.18240) publish demonstrations as a pickle of a list of dicts. A
 pickle can run any code, so it is not unpickled: `fewtokens.data.pickles` reads simple containers, numbers, text and
@@ -7,7 +7,9 @@ numpy arrays from it and calls nothing that the file names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -20,6 +22,7 @@ from torch import Tensor
 from fewtokens.core import files
 from fewtokens.core.plain import conform
 from fewtokens.core.shapes import shape_repr
+from fewtokens.data.lerobot import STATE, open_dataset, read_episodes
 from fewtokens.data.pickles import MemoryBudget, RefusedError, read_pickle, to_array
 
 _KIND = "demonstrations"
@@ -77,30 +80,42 @@ def write(path: str | Path, demonstrations: Sequence[Demonstration], **about: An
     return files.save(path, _KIND, tensors, {"count": len(demonstrations), "about": about})
 
 
-def read(path: str | Path, count: int | None = None) -> tuple[list[Demonstration], dict[str, Any]]:
-    """Reads a file of `write`, or a pickle as R3M and CortexBench publish it (.pickle or .pkl).
+def read(
+    path: str | Path, count: int | None = None, *, camera: str | None = None, short: int = 0
+) -> tuple[list[Demonstration], dict[str, Any]]:
+    """Reads a file of `write`, a pickle as R3M and CortexBench publish it (.pickle or .pkl), or a LeRobot dataset.
 
     Args:
-        path: the file.
+        path: the file, or the folder of a LeRobot dataset (version 2.0, 2.1 or 3.0).
         count: read only the first `count` demonstrations; None for all.
+        camera: the camera of a LeRobot dataset that has several, see `fewtokens.data.lerobot.Dataset.find_camera`.
+        short: frames of a LeRobot dataset with a longer short side are reduced to it, in pixels; 0 keeps their size.
 
     Returns:
-        the demonstrations and their metadata ({} for a pickle).
+        the demonstrations and their metadata ({} for a pickle; the number of states, "proprio", for LeRobot).
 
     Raises:
         ValueError: one line: no such file, a truncated file, not demonstrations, no images, fewer than `count`,
             different sizes, or a pickle with anything other than arrays and plain values.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
     about: dict[str, Any] = {}
-    if path.suffix in (".pickle", ".pkl"):
+    entries: Iterable[Any]
+    if path.is_dir():
+        dataset = open_dataset(path)
+        total, entries = len(dataset.episodes), read_episodes(dataset, count, camera=camera, short=short)
+        about = {"proprio": int(np.prod(dataset.features.get(STATE, 0)))}
+        if len(tasks := {task for episode in dataset.episodes[:count] for task in episode.tasks}) > 1:
+            warnings.warn(f"{path}: contains {len(tasks)} tasks, which a policy cannot tell apart", stacklevel=2)
+    elif not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    elif path.suffix in (".pickle", ".pkl"):
         contents = _read_pickle(path)
         entries, total = contents[:count], len(contents)
     else:
         entries, total, about = _read_entries(path, count)
-    budget = MemoryBudget(_MIN_BUDGET + 4 * path.stat().st_size)
+    # The frames of a video are many times its size.
+    budget = MemoryBudget(sys.maxsize if path.is_dir() else _MIN_BUDGET + 4 * path.stat().st_size)
     demonstrations = [_to_demonstration(entry, f"{path}: demonstration {n}", budget) for n, entry in enumerate(entries)]
     if not demonstrations:
         raise ValueError(f"{path}: contains no demonstrations")

@@ -69,14 +69,16 @@ def find_footage(source: str | Path, *, root: str | Path | None = None) -> Colle
 
     Args:
         source: a folder, searched at any depth (the Kinetics layout or any other) for videos, .npy files and folders
-            of images, each of which is a video; a tar or a folder of tars; or any list that `read_listing` reads,
-            with or without labels, including a .txt with one path per line. Pickled lists are refused, because a
-            pickle can run any code.
+            of images, each of which is a video; a LeRobot dataset, each episode of each camera of which is a video;
+            a tar or a folder of tars; or any list that `read_listing` reads, with or without labels, including a .txt
+            with one path per line. Pickled lists are refused, because a pickle can run any code.
         root: the folder of the files that a list names. Default: the folder of the list.
 
     Raises:
         ValueError: the source does not exist, contains no video, or lists a file outside `root`.
     """
+    from fewtokens.data.lerobot import is_lerobot, open_dataset  # which is built on this module
+
     source = Path(source)
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder")
@@ -84,7 +86,9 @@ def find_footage(source: str | Path, *, root: str | Path | None = None) -> Colle
     skipped: list[str] = []
     if source.suffix.lower() in (".pickle", ".pkl"):
         raise ValueError(f"{source}: a pickle can run any code and is not read; write its paths to a .txt")
-    if source.is_dir() and (tars := find_tars(source)):
+    if is_lerobot(source):
+        items = list(open_dataset(source).footage().values())
+    elif source.is_dir() and (tars := find_tars(source)):
         items = [item for tar in tars for item in _in_tar(tar)]
     elif source.is_dir():
         items = list(_in_folder(source, skipped))

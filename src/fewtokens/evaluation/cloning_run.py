@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,8 @@ from fewtokens.core.encoder import Encoder
 from fewtokens.core.identity import rename_encoder_keys
 from fewtokens.core.keys import current_keys
 from fewtokens.data.demonstrations import Demonstration, read
+from fewtokens.data.lerobot import open_dataset
+from fewtokens.encoders.weights import hash_files
 from fewtokens.evaluation.behavior_cloning import clone, confidence_interval, encode_demonstrations, policy_inputs
 from fewtokens.evaluation.cloning_protocol import Cloning
 from fewtokens.evaluation.rollouts import FrameEncoder, filmstrip
@@ -33,8 +34,9 @@ class Source:
     Attributes:
         task: a simulated task, see `simulate.make_environment`; None to score by the error on a fifth of the
             demonstrations.
-        data: a file of demonstrations; None to record them with the task's scripted expert.
-        camera, horizon: camera and horizon of the task.
+        data: a file of demonstrations, or the folder of a LeRobot dataset; None to record them with the task's scripted
+            expert.
+        camera, horizon: camera and horizon of the task. The camera is also that of a LeRobot dataset with several.
         hold: steps recorded after the expert's success; None to record to the horizon.
     """
 
@@ -155,7 +157,9 @@ def _resolve_source(source: Source, protocol: Cloning, own_states: bool) -> tupl
     """
     if source.data is None:
         return source, [], protocol
-    demonstrations, metadata = read(source.data, protocol.demos)
+    demonstrations, metadata = read(
+        source.data, protocol.demos, camera=_dataset_camera(source), short=max(protocol.render, protocol.crop)
+    )
     if source.task is not None and metadata.get("task", source.task) != source.task:
         raise ValueError(f"{source.data}: contains demonstrations of {metadata['task']}, not of {source.task}")
     camera = metadata.get("camera")
@@ -175,11 +179,21 @@ def _resolve_source(source: Source, protocol: Cloning, own_states: bool) -> tupl
     return source, demonstrations, protocol
 
 
+def _dataset_camera(source: Source) -> str | None:
+    """The camera to read from a LeRobot dataset; with a task, the only one of a dataset may have another name."""
+    assert source.data is not None
+    only = source.task is not None and source.data.is_dir() and len(open_dataset(source.data).cameras) == 1
+    return None if only else source.camera
+
+
 def _request(protocol: Cloning, encoder: Encoder | None, source: Source) -> dict[str, Any]:
     data = None
     if source.data is not None:
-        with source.data.open("rb") as file:
-            data = {"name": source.data.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        paths = [source.data]
+        if source.data.is_dir():
+            dataset = open_dataset(source.data)
+            paths = dataset.files(protocol.demos, dataset.find_camera(_dataset_camera(source)))
+        data = {"name": source.data.name, "sha256": hash_files(paths)}
     settings = {**asdict(protocol), "encoder": None if encoder is None else encoder.describe(), **asdict(source)}
     return json.loads(json.dumps(settings | {"data": data}, default=str))
 

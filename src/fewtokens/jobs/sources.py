@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import tempfile
 import urllib.error
 import urllib.request
@@ -17,6 +18,7 @@ from fewtokens.core.checks import is_collection
 from fewtokens.core.files import read_lines
 from fewtokens.core.identity import describe_source
 from fewtokens.data.folders import walk
+from fewtokens.data.lerobot import is_lerobot, open_dataset
 from fewtokens.data.lists import VIDEOS
 from fewtokens.video.images import is_image
 
@@ -29,10 +31,12 @@ def find_sources(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
     Args:
         arguments: videos; folders, which are searched at any depth for videos and folders of images; patterns such as
-            "videos/**/*.mp4"; and lists, .txt files with a path or URL per line (paths are relative to the list).
+            "videos/**/*.mp4"; LeRobot datasets, each episode of which is a video; and lists, .txt files with a path or
+            URL per line (paths are relative to the list). A path or URL may end in "#t=2.5,10", a part in seconds.
 
     Returns:
-        (path or URL as given, absolute path or URL) of each video, once. Files that a list names need not exist.
+        (path or URL as given, absolute path or URL) of each video, once; of an episode that is a part of a file, its
+        name and the part. Files that a list names need not exist.
 
     Raises:
         ValueError: an argument names no video.
@@ -40,15 +44,26 @@ def find_sources(arguments: Sequence[str]) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for text in arguments:
         count = len(found)
-        for path in _expand(text):
-            found.setdefault(path if is_url(path) else os.path.abspath(path), path)
+        for name, location in _expand(text):
+            found.setdefault(location if is_url(location) else os.path.abspath(location), name)
         if len(found) == count and not any(True for _ in _expand(text)):
             raise ValueError(f"{text}: no videos; expected a video, a folder, a pattern or a .txt with one per line")
-    return [(path, location) for location, path in found.items()]
+    return [(name, location) for location, name in found.items()]
 
 
-def _expand(text: str) -> Iterator[str]:
+def _expand(text: str) -> Iterator[tuple[str, str]]:
+    """Yields a name and the path or URL of each video; the name is the path, except of a part of a file."""
     path = Path(text)
+    if is_lerobot(path):
+        for name, item in open_dataset(path).footage().items():
+            part = "" if item.end is None else f"#t={item.start or 0.0:.4f},{item.end:.4f}"
+            yield os.path.join(text, name) if part else item.path, f"{item.path}{part}"
+        return
+    for location in _locate(text, path):
+        yield location, location
+
+
+def _locate(text: str, path: Path) -> Iterator[str]:
     if not is_collection(text):
         if not path.exists():
             raise ValueError(f"{text}: no such file or folder")
@@ -69,6 +84,18 @@ def _expand(text: str) -> Iterator[str]:
 def is_url(location: str) -> bool:
     """Whether this is a URL, not a path."""
     return "://" in location
+
+
+_PART = re.compile(r"(.+)#t=(\d{1,9}(?:\.\d{1,9})?),(\d{1,9}(?:\.\d{1,9})?)", re.DOTALL)
+
+
+def split_part(location: str) -> tuple[str, tuple[float, float] | None]:
+    """Splits a location as in "film.mp4#t=2.5,10" (Media Fragments URI, W3C) into that of the file and (start, end).
+
+    A file that has this name is not split.
+    """
+    match = None if os.path.exists(location) else _PART.fullmatch(location)
+    return (location, None) if match is None else (match[1], (float(match[2]), float(match[3])))
 
 
 @contextmanager

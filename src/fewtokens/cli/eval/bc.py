@@ -54,8 +54,8 @@ class TaskOptions:
         Path | None,
         typer.Option(
             "--data",
-            help="Demonstrations: a file written by --write-demos, or a pickle in R3M's format. Without --task, the "
-            "score is the error on a held-out fifth of them.",
+            help="Demonstrations: a file written by --write-demos, a pickle in R3M's format, or a LeRobot dataset. "
+            "Without --task, the score is the error on a held-out fifth of them.",
             rich_help_panel=INPUT,
         ),
     ] = None
@@ -63,7 +63,8 @@ class TaskOptions:
         str | None,
         typer.Option(
             "--camera",
-            help="Camera of the task, such as corner2 or topview. Default: depends on the task.",
+            help="Camera of the task, such as corner2 or topview, or of a LeRobot dataset with several. Default: "
+            "depends on the task.",
             rich_help_panel=INPUT,
         ),
     ] = None
@@ -185,11 +186,16 @@ class RunFolder:
     "fewtokens eval bc --task metaworld/bin-picking --encoder run/model --out robots/",
     "fewtokens eval bc --task metaworld/hammer --encoder facebook/dinov2-small --preset cortexbench --out hammer/",
     "fewtokens eval bc --data demos.pickle --encoder run/model --preset r3m",
+    "fewtokens eval bc --data aloha_sim/ --camera top --encoder run/model",
     "fewtokens eval bc --task metaworld/hammer --write-demos hammer.safetensors --demos 25",
     modes=(
         Mode(
             "no task", lambda values: values["task"] is None,
-            ("camera", "horizon", "hold", "rollouts", "demos_file", "side_by_side", "film"), "require --task",
+            ("horizon", "hold", "rollouts", "demos_file", "side_by_side", "film"), "require --task",
+        ),
+        Mode(
+            "no camera", lambda values: values["task"] is None and not (values["data"] and values["data"].is_dir()),
+            ("camera",), "require --task or a LeRobot dataset",
         ),
         Mode(
             "existing demonstrations", lambda values: values["data"] is not None, ("hold", "demos_file"),

@@ -30,7 +30,9 @@ WorkersOption = Annotated[
 ]
 FootageArgument = Annotated[
     Path,
-    typer.Argument(help="A folder of videos, .npy frames, image folders or tars; a video; or a list."),
+    typer.Argument(
+        help="A folder of videos, .npy frames, image folders or tars; a LeRobot dataset; a video; or a list."
+    ),
 ]
 StepsOption = Annotated[
     int | None,
