@@ -56,6 +56,9 @@ def test_a_part_in_a_list(tmp_path):
     assert len(times) == 3
     assert times[1] == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0, 1.1])
     assert times[2] == pytest.approx([1.9])
+    (path,) = [path for path in out.glob("*.safetensors") if Tokens.load(path).grid.T == 1]
+    assert Tokens.load(path).meta["reading"]["start"] == pytest.approx(1.9)  # what `show` reads again
+    run("show", path, "--out", tmp_path / "part.png")
     (tmp_path / "list.txt").write_text("film.mp4#t=5,6\n", encoding="utf-8")
     result = run("tokenize", tmp_path / "list.txt", *WORDS, "--out", tmp_path / "empty", code=1)
     assert "has no frame between 5.0 s and 6.0 s" in " ".join(result.output.split())

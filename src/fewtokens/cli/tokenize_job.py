@@ -43,6 +43,8 @@ def _selection(selecting: SelectOptions, question: str | None, run: RunOptions) 
 class _Clip(NamedTuple):
     video: Video
     source: dict[str, Any]
+    # start and end, if the location names a part of the file
+    part: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,22 @@ class TokenizeWork:
         from fewtokens.jobs.sources import is_url, local_file, split_part
 
         whole, part = split_part(location)
-        reading = self.reading
+        bounds: dict[str, float] = {}
         if part is not None:
             # --start and --end are relative to the part.
-            end = part[1] if reading.end is None else min(part[1], part[0] + reading.end)
-            reading = replace(reading, start=part[0] + reading.start, end=end)
+            start, end = self.reading.start, self.reading.end
+            bounds = {"start": part[0] + start, "end": part[1] if end is None else min(part[1], part[0] + end)}
         with local_file(whole, check) as path:
             if not path.exists():
                 raise ValueError(f"{location}: no such file")
             source = describe_source(path)
-            video = read_video(path, reading, check, _selection(self.selecting, self.question, self.run))
+            video = read_video(
+                path, replace(self.reading, **bounds), check, _selection(self.selecting, self.question, self.run)
+            )
         name = location.partition("?")[0].rpartition("/")[2] if is_url(location) else video.name
         if is_url(location):
             source |= {"path": location, "mtime_ns": 0}
-        return _Clip(video, {**source, "name": name})
+        return _Clip(video, {**source, "name": name}, bounds)
 
     def load(self) -> _Reduce:
         """Loads the encoder and the methods; see `fewtokens.jobs.Work`."""
@@ -134,7 +138,7 @@ class _Reduce:
             tokens.replace(
                 meta={
                     "spec": tokens.meta["spec"], "encoder": tokens.meta["encoder"], "source": clip.source,
-                    "reading": self.reading, "seed": self.work.run.seed,
+                    "reading": self.reading | clip.part, "seed": self.work.run.seed,
                 }
             )
             for tokens, clip in zip(results, videos, strict=True)
