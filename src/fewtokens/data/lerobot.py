@@ -75,7 +75,7 @@ class Episode:
     Attributes:
         index: number of the episode.
         length: number of steps.
-        tasks: what the robot is told to do.
+        tasks: instructions to the robot.
         table: the Parquet file with its rows, and maybe those of others.
         videos: for each camera with a video, the file and the time in it at which the episode begins, in seconds.
     """
@@ -328,16 +328,16 @@ def _decode(cells: Sequence[Any], name: str, short: int) -> Tensor:
     return resize_short(frames, short) if short and min(frames.shape[-2:]) > short else frames
 
 
-def _read_frames(path: Path, wanted: NDArray[np.float64], fps: float, side: int) -> Tensor:
+def _read_frames(path: Path, expected: NDArray[np.float64], fps: float, side: int) -> Tensor:
     """The frames nearest to these times, in seconds, uint8 [T,3,H,W]."""
 
     def pick(times: NDArray[np.float64]) -> NDArray[np.int64]:
-        after = np.searchsorted(times, wanted).clip(max=len(times) - 1)
+        after = np.searchsorted(times, expected).clip(max=len(times) - 1)
         before = (after - 1).clip(min=0)
-        nearest = np.where(wanted - times[before] < times[after] - wanted, before, after)
-        distance = np.abs(times[nearest] - wanted)
+        nearest = np.where(expected - times[before] < times[after] - expected, before, after)
+        distance = np.abs(times[nearest] - expected)
         if distance.max() > 0.5 / fps:
-            time = wanted[int(distance.argmax())]
+            time = expected[int(distance.argmax())]
             raise VideoError(f"{path}: has no frame at {time:.3f} s, where the dataset has a step")
         return nearest.astype(np.int64)
 
