@@ -32,7 +32,7 @@ Engine = Callable[..., Generator[list[Row], None, None]]
 def run_local(shards: Sequence[Shard], task: Task, workers: int | None = None) -> Generator[list[Row], None, None]:
     """Runs shards in processes of this machine. A process that dies is replaced, and its shards run again.
 
-    A shard that was running or next at two deaths is tried video by video in a process of its own. A video that ends
+    A shard that was running or next at two deaths is tried video by video in a separate process. A video that ends
     this one too gets a row with an error; then the shard runs without it.
 
     Args:
@@ -84,7 +84,7 @@ def _run_alone(shard: Shard, task: Task) -> list[Row]:
 
     Raises:
         BrokenProcessPool: the process ends before the first video, or after all have been tried.
-        ValueError: so many videos in a row end it that something else must.
+        ValueError: MAX_DEATHS videos in a row end it, which something else must do.
     """
     broken: dict[str, str] = {}
     waiting, deaths = list(shard.sources), 0

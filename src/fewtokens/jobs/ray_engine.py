@@ -21,7 +21,7 @@ from fewtokens.jobs.engines import default_workers, follow_parent
 from fewtokens.jobs.folder import Row, Shard, Source
 from fewtokens.jobs.shard import Decoded, Task, decode, run_shard
 
-# Between two looks at the nodes of the cluster.
+# Between two checks of the nodes of the cluster.
 WATCH_SECONDS = 5.0
 
 
@@ -34,7 +34,7 @@ def run_ray(
     the encoder. Without, each actor decodes in threads. Ray replaces actors that die, also with their node, and runs
     their shards again.
 
-    The driver of Ray is a process of its own: Ray may end it, or wait forever, when the cluster goes away.
+    The driver of Ray is a separate process: Ray may end it, or wait forever, when the cluster goes away.
 
     Args:
         shards: what is to be done.
@@ -86,7 +86,7 @@ def _run_driver(
 ) -> None:
     """Runs shards as the driver of Ray, and sends the rows of each, then None or an error."""
     follow_parent()
-    with open(os.devnull, "wb") as nothing:  # Ray prints messages of its own when a node dies
+    with open(os.devnull, "wb") as nothing:  # Ray prints its own messages when a node dies
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
     end: Exception | None = None
