@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fewtokens import llm as llm
     from fewtokens import methods as methods
     from fewtokens import networks as networks
+    from fewtokens import page as page
     from fewtokens import profiling as profiling
     from fewtokens import selection as selection
     from fewtokens import serve as serve

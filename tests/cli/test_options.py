@@ -104,6 +104,7 @@ VALUES = {
     "--codecs": "jpeg",
     "--select": "uniform_frames",
     "--scorer": "features",
+    "--sort": "tokens",
 }
 MODES = [(" ".join(names), mode.name) for names in every_verb() for mode in find(*names).modes]
 
