@@ -3,7 +3,7 @@
     make gpu-check
     python benchmarks/gpu_check.py --minutes 15 --only tests
 
-One part after another, each in a process of its own with a time limit; a part that does not finish is listed as such.
+One part after another, each in a separate process with a time limit; a part that does not finish is listed as such.
 Without a GPU, the tests are skipped and the scripts that need one are not run, so that this script can be tried
 anywhere. Writes `benchmarks/results/gpu_check.md` after each part; the scripts' own results remain as they were. Exit
 code 1 if a part fails.

@@ -49,7 +49,7 @@ class TokenizeWork:
         from fewtokens.jobs.sources import local_source, split_part
 
         whole, part = split_part(location)
-        bounds: dict[str, float] = {}
+        bounds: dict[str, Any] = {}
         if part is not None:
             # --start and --end are relative to the part.
             start, end = self.reading.start, self.reading.end

@@ -16,7 +16,7 @@ STYLES = checks.STYLES
 
 _DARK = 0.22  # brightness of a dropped cell, as a fraction of the original
 _TINT = 0.42  # weight of the color in a merged region
-_PART = 8  # frames that are drawn at a time
+_PART = 8  # frames in one part
 ERROR_GAIN = 4
 """By how much `error_map` amplifies errors."""
 
