@@ -220,7 +220,9 @@ class Server(uvicorn.Server):
             yield f"http://{host}:{port}"
         finally:
             self.should_exit = True
-            thread.join()
+            # The thread is a daemon, so one that waits for a request does not keep the process alive.
+            thread.join(timeout=5)
+            self.force_exit = True
 
 
 def bind(host: str, port: int) -> socket.socket:
