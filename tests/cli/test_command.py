@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
@@ -560,7 +561,9 @@ class TestComparison:
         assert [result["name"] for result in data["results"]] == ["tome(keep=0.2)", "evs(keep=0.3)"]
         assert all(result["frames"] and "PSNR dB" in result["numbers"] for result in data["results"])
         assert "<title>clip.mp4: 4 frames, 24 cells</title>" in page
-        assert "must be a .png or an .html page" in error_line(quick(*words, "--out", tmp_path / "a.mp4", code=2))
+        quick(*words, "--out", tmp_path / "a.gif")
+        with Image.open(tmp_path / "a.gif") as picture:
+            assert picture.n_frames == 4
 
     def test_token_files(self, clip, tmp_path):
         for name, spec in (("a", "tome(keep=0.2)"), ("b", "tome(keep=0.3)"), ("c", "tome(keep=0.2)")):

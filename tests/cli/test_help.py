@@ -88,7 +88,7 @@ WITHOUT_TORCH = (
     ["show", "missing.safetensors", "--out", "a.png"],
     ["show", sys.executable, "--out", "a.tiff"],
     ["show", sys.executable, "--out", "a.png", "--style", "oil"],
-    ["show", sys.executable, "--out", "a.gif", "--with", "tome", "--with", "evs"],
+    ["show", sys.executable, "--out", "a.bmp", "--with", "tome", "--with", "evs"],
     ["show", sys.executable, "--out", "a.png", "--with", "tomee"],
     ["bench", "missing.mp4", "--out", "o"],
     ["words", "missing.mp4", "--out", "w.safetensors"],

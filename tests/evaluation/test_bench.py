@@ -349,7 +349,7 @@ class TestPlots:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             lines = self.plot(monkeypatch, tmp_path, summary, "rank_correlation")["all"]
-        points = [line for line in lines if len(line.get_xdata()) == 1]
+        points = [line for line in lines if len(line.get_xdata()) == 1 and line.get_label() != "Pareto front"]
         assert len(points) == 9
         assert all(line.get_linestyle() == "None" for line in points)
         low, high = points[0].axes.get_xlim()

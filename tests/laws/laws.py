@@ -39,8 +39,8 @@ NEVER_THE_IDENTITY = {"dynamic_pool", "storm"}
 UNORDERED = {"learned_queries", "vqtoken"}
 # Stream into a memory of constant size, which does not record the cells of earlier chunks.
 CONSTANT_MEMORY = {"token_turing"}
-# A code that changes by rounding changes the codes of all finer scales.
-ROUNDING_CASCADES = {"hierarchical_fsq", "multi_scale_vq"}
+# A code or number of tokens that changes by rounding changes what follows: the codes of finer scales, the other slots.
+ROUNDING_CASCADES = {"hierarchical_fsq", "multi_scale_vq", "langdc"}
 
 
 def check_metadata(method: Method, build: Callable[[str], Method]) -> None:

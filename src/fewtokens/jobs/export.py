@@ -54,7 +54,7 @@ def export(
             if progress is not None:
                 progress(count)
         if format == "hf":
-            store.write_text("README.md", CARD)
+            store.write("README.md", CARD)
     return count
 
 

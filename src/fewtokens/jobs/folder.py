@@ -103,11 +103,11 @@ def check_settings(store: Store, settings: Mapping[str, Any]) -> None:
         ValueError: they differ; names up to three settings, with both values if they are short.
     """
     plain = json.loads(json.dumps(settings))
-    text = store.read_text(SETTINGS)
+    text = store.read(SETTINGS)
     if text is None:
         if store.names(PARTS):
             raise ValueError(f"{store}: has the manifest of a job but no {SETTINGS}; give another --out")
-        store.write_text(SETTINGS, json.dumps(plain, indent=2) + "\n")
+        store.write(SETTINGS, json.dumps(plain, indent=2) + "\n")
         return
     label = store.path(SETTINGS)
     before = rename_encoder_keys(conform(parse_json(text, label), dict[str, Any], label))
@@ -153,7 +153,7 @@ def make_plan(
     shards += [Shard(start + number, group) for number, group in enumerate(groups)]
     if groups:
         lines = ({"shard": shard.number, "sources": shard.sources} for shard in shards)
-        store.write_text(PLAN, "".join(json.dumps(line) + "\n" for line in lines))
+        store.write(PLAN, "".join(json.dumps(line) + "\n" for line in lines))
     return Plan(shards, finished, rows)
 
 
@@ -180,14 +180,14 @@ def _read_rows(store: Store, numbers: set[int]) -> tuple[set[int], dict[str, Row
 
 
 def _read_lines(store: Store, name: str, kind: Any) -> list[Any]:
-    lines = (store.read_text(name) or "").split("\n")
+    lines = (store.read(name) or "").split("\n")
     labels = (f"{store.path(name)}: line {number}" for number in range(1, len(lines) + 1))
     return [conform(parse_json(line, label), kind, label) for line, label in zip(lines, labels, strict=True) if line]
 
 
 def write_rows(store: Store, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes rows as JSON Lines."""
-    store.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))
+    store.write(name, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def finish(store: Store, settings: Mapping[str, Any], rows: Sequence[Row]) -> None:
@@ -198,7 +198,7 @@ def finish(store: Store, settings: Mapping[str, Any], rows: Sequence[Row]) -> No
     else:
         store.remove(FAILED)
     if settings["format"] == "hf":
-        store.write_text("README.md", CARD)
+        store.write("README.md", CARD)
     try:
         import pyarrow
         from pyarrow import parquet

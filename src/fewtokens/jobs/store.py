@@ -71,7 +71,7 @@ class Store:
             )
         return sorted(name for name in found if not name.startswith("."))
 
-    def read_text(self, name: str) -> str | None:
+    def read(self, name: str) -> str | None:
         """Returns the content of a UTF-8 file, or None if it does not exist.
 
         Raises:
@@ -100,7 +100,7 @@ class Store:
             system.makedirs(posixpath.dirname(destination), exist_ok=True)
             system.put_file(str(path), destination)
 
-    def write_text(self, name: str, text: str) -> None:
+    def write(self, name: str, text: str) -> None:
         """Writes UTF-8 text."""
         with self.writing(name) as path:
             path.write_text(text, encoding="utf-8", newline="\n")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.keys import heading
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import TIME_WEIGHT
 from fewtokens.evaluation.summary import NOTES
 from fewtokens.page.workbench import SIDES, Comparison
@@ -33,6 +34,8 @@ class Pictures:
     comparison: Comparison
     views: tuple[dict[str, Tensor], dict[str, Tensor]] = field(init=False)
     captions: tuple[dict[str, str], dict[str, str]] = field(init=False)
+
+    __repr__ = shape_repr
 
     def __post_init__(self) -> None:
         errors = [self._cell_error(side) for side in (0, 1)]
