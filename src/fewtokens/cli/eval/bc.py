@@ -186,7 +186,7 @@ class RunFolder:
     "fewtokens eval bc --task metaworld/bin-picking --encoder run/model --out robots/",
     "fewtokens eval bc --task metaworld/hammer --encoder facebook/dinov2-small --preset cortexbench --out hammer/",
     "fewtokens eval bc --data demos.pickle --encoder run/model --preset r3m",
-    "fewtokens eval bc --data aloha_sim/ --camera top --encoder run/model",
+    "fewtokens eval bc --data aloha_sim/ --encoder run/model",
     "fewtokens eval bc --task metaworld/hammer --write-demos hammer.safetensors --demos 25",
     modes=(
         Mode(
