@@ -60,7 +60,7 @@ TokenizerOption = Annotated[
     "fewtokens encode clip.mp4 --tokenizer run/tokenizer --out clip.safetensors",
     "fewtokens encode a.mp4 b.mp4 --tokenizer run/tokenizer --packed --fps 8 --size 128 --out codes/ --wds codes.tar",
     'fewtokens encode photo.png --tokenizer "tubelet | fsq > tubelet" --out photo.safetensors',
-    "fewtokens encode archive/ --tokenizer run/tokenizer --workers 2 --out codes/",
+    "fewtokens encode list.txt --tokenizer run/tokenizer --workers 2 --out codes/",
     modes=job_modes(("wds", "overwrite"), "--engine"),
 )
 def encode(
