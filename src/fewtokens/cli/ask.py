@@ -358,6 +358,16 @@ def _ask_stream(
     stream.finish({"stream": streaming.stream, "model": options.model, "spec": session.spec}, complete, as_json)
 
 
+def _shown_by(say: Callable[[str | None], None]) -> Callable[[str], None]:
+    """Returns what prints a piece of an answer, after the spinner has ended."""
+
+    def show(text: str) -> None:
+        say(None)
+        write(text)
+
+    return show
+
+
 def _answer(
     session: Session,
     video: Path,
@@ -369,11 +379,7 @@ def _answer(
     say: Callable[[str | None], None],
 ) -> dict[str, Any]:
     """Answers one question; prints the answer while it is generated, unless `quiet`."""
-
-    def show(text: str) -> None:
-        say(None)
-        write(text)
-
+    show = _shown_by(say)
     answer = session.ask(video, question, max_new_tokens, None if quiet else show, memory=memory)
     if not quiet:
         show("\n")
@@ -394,9 +400,7 @@ def _answer_in_parts(
     """Answers one question by way of up to `parts` simpler ones; prints all of them, unless `quiet`."""
     from fewtokens.llm import ask_in_parts
 
-    def show(text: str) -> None:
-        say(None)
-        write(text)
+    show = _shown_by(say)
 
     def show_part(simpler: str, answer: str) -> None:
         say(None)
