@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ def test_a_full_disk_leaves_the_earlier_model(parts, tmp_path, monkeypatch):  # 
 class TestProgressWithoutATerminal:
     def lines(self, monkeypatch, capsys, events, total=1000, start=0) -> list[str]:
         clock = [0.0]
-        monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
         with progress.progress("training", total) as advance:
             for done, now in events:
                 clock[0] = now
