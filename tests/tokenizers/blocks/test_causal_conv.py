@@ -16,7 +16,26 @@ def test_what_stands_before_the_first_frame(fill):
     x = torch.randn(1, 2, 4, 2, 2)
     before = x[:, :, :1].expand(-1, -1, 2, -1, -1) if fill == "first" else torch.zeros(1, 2, 2, 2, 2)
     expected = F.conv3d(torch.cat([before, x], 2), conv.weight, conv.bias)
-    assert torch.equal(conv(x), expected)
+    torch.testing.assert_close(conv(x), expected)
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1)])
+@pytest.mark.parametrize("kernel", [(3, 1, 1), (3, 3, 3), (1, 3, 3)])
+def test_with_gradients_it_is_the_same_convolution(kernel, stride):
+    """Kernels run in different forms for training; values and gradients are those of conv3d."""
+    conv = CausalConv3d(4, 3, kernel, stride=stride, causal=False)
+    x = torch.randn(2, 4, 5, 6, 6).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    with torch.no_grad():
+        without = conv(x)
+    ours = conv(x)
+    torch.testing.assert_close(ours, without)
+    plain = F.conv3d(x, conv.weight, conv.bias, stride, padding=[k // 2 for k in kernel])
+    torch.testing.assert_close(ours, plain)
+    inputs = [x, conv.weight, conv.bias]
+    for got, expected in zip(
+        torch.autograd.grad(ours.square().sum(), inputs), torch.autograd.grad(plain.square().sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("first_frame", "frames"), [(True, 1 + 4), (False, 4)])

@@ -65,17 +65,30 @@ class CausalConv3d(nn.Conv3d):
         else:
             x = F.pad(x, self.edges)
         convolved: Tensor
-        # Convolutions over some of the axes run as 2-D ones, which are faster on CPUs.
+        # On CPUs, convolutions over some of the axes are faster as 2-D ones; but in channels-last, gradients of those
+        # that read several frames are slow.
+        train = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad) and x.device.type == "cpu"
         if self.kernel_size[0] == self.stride[0] == 1:
             frames = x.transpose(1, 2).flatten(0, 1)
             convolved = F.conv2d(frames, self.weight[:, :, 0], self.bias, self.stride[1:], padding[1:])
             return convolved.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
         if self.kernel_size[1:] == self.stride[1:] == (1, 1):
+            if train:
+                return _linear_over_time(x, self.weight[..., 0, 0], self.bias, self.stride[0], padding[0])
             columns = x.movedim(1, -1).flatten(2, 3).movedim(-1, 1)
             convolved = F.conv2d(columns, self.weight[..., 0], self.bias, (self.stride[0], 1), (padding[0], 0))
             return convolved.unflatten(3, x.shape[3:])
+        if train:
+            x = x.contiguous()
         convolved = F.conv3d(x, self.weight, self.bias, self.stride, padding)
         return convolved
+
+
+def _linear_over_time(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """A convolution of x [B,C,T,H,W] over frames as a linear layer of neighboring frames; weight: [out,C,kernel]."""
+    frames = F.pad(x.movedim(1, -1), (0, 0) * 3 + (padding,) * 2)
+    neighbors = frames.unfold(1, weight.shape[-1], stride).movedim(-1, -2).flatten(-2)
+    return F.linear(neighbors, weight.transpose(1, 2).flatten(1), bias).movedim(-1, 1)
 
 
 def with_past(
