@@ -200,6 +200,25 @@ def test_the_best_row_and_the_pareto_front():
     assert "standing" not in lines[0]
 
 
+def test_without_times_the_pareto_front_is_that_of_tokens():
+    def line(method, cosine, tokens):
+        return {"method": method, "keep": 0.1, "cosine": cosine, "tokens": tokens}
+
+    lines = [line(FULL, 1.0, 90) | {"keep": 1.0}, line("few", 0.5, 2), line("many", 0.9, 9), line("worse", 0.4, 3)]
+    ranked = rank(lines, "cosine")
+    assert [(row["method"], row["standing"]) for row in ranked[1:]] == [
+        ("many", "best"),
+        ("few", "front"),
+        ("worse", ""),
+    ]
+    (note,) = [note for note in describe_columns(ranked) if note.startswith("standing")]
+    assert "front of cosine and tokens" in note and "better and of fewer tokens" in note
+    (note,) = [
+        note for note in describe_columns(rank([row | {"total_ms": 1} for row in lines], "cosine")) if "front" in note
+    ]
+    assert "front of cosine and total ms" in note and "better and faster" in note
+
+
 class Greedy(Reducer):
     """Keeps the first 80 % of the cells, whatever the budget, and does not plan a number of tokens."""
 
