@@ -333,7 +333,7 @@ class TestPlots:
         monkeypatch.setattr(pyplot, "close", figures.append)
         draw_trade_off(summary, measure, tmp_path / "a.png", baselines=("random",), full=FULL)
         (figure,) = figures
-        lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
+        lines = {line.get_label(): line for line in figure.axes[-1].get_lines()}
         return {"lines": lines, "all": figure.axes[0].get_lines()}
 
     @staticmethod
@@ -361,6 +361,12 @@ class TestPlots:
         lines = self.plot(monkeypatch, tmp_path, self.summary((0.1, 0.5, 0.25)), "cosine")["lines"]
         assert lines["m0"].get_xdata().tolist() == pytest.approx([10, 4, 2])
         assert lines["m0"].get_ydata().tolist() == pytest.approx([0.09, 0.24, 0.49])
+
+    def test_without_times_there_is_one_panel(self, monkeypatch, tmp_path):
+        rows = [{name: value for name, value in row.items() if "_ms" not in name} for row in self.summary((0.1, 0.5))]
+        lines = self.plot(monkeypatch, tmp_path, rows, "cosine")["lines"]
+        assert lines["m0"].get_xdata().tolist() == pytest.approx([10, 50])  # percent of the tokens
+        assert len(lines["m0"].figure.axes) == 1
 
     def test_one_budget_shows_every_method(self, monkeypatch, tmp_path):
         summary = self.summary((0.1,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -158,6 +159,8 @@ def run_bench_job(
     """Measures clips in a job, then writes and prints the report of `bench`; exits with 1 if a clip failed."""
     from fewtokens.encoders import pick_device
 
+    if re.match(r"\w{2,}:/", str(target)):
+        raise ValueError(f"--out must be a folder, got the URI {target}")
     if (target / "settings.json").exists():
         raise ValueError(f"{target}: holds a run without --engine; leave it out to resume it, or give another --out")
     whole = {"format": FORMAT, **settings, "methods": work.specs, "budgets": work.budgets}
