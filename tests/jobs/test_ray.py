@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from fewtokens.jobs import FORMATS, Shard, Store, Task, Work, find_sources, run_job, run_ray
+from tests.cli.test_command import quick
 from tests.helpers.command import run
 from tests.jobs.test_jobs import WORDS, WORK, Deadly, clips, contents, settings
 
@@ -57,6 +58,14 @@ def test_same_files_and_an_actor_that_dies_is_replaced(clips, expected, cluster,
     assert (tmp_path / "once").exists() and len(report.rows) == report.new == 6
     assert contents(tmp_path / "out") == expected
     assert job(clips, tmp_path / "out").new == 0
+
+
+def test_frames_of_training(clips, cluster, tmp_path):
+    words = ("train", "frames", clips, "--size", "16", "--per-shard", "3", "--engine")
+    quick(*words, "local", "--workers", "1", "--out", tmp_path / "local")
+    quick(*words, "ray", "--out", tmp_path / "ray")
+    files = contents(tmp_path / "ray")
+    assert files == contents(tmp_path / "local") and sum(name.endswith(".npy") for name in files) == 6
 
 
 def test_a_full_disk_is_one_error(clips, cluster, tmp_path):
