@@ -16,7 +16,7 @@ from fewtokens.cli import app
 from fewtokens.core import registry
 from fewtokens.core.streaming import load
 from fewtokens.video import synthetic, write
-from tests.cli.test_command import error_line, run
+from tests.cli.test_command import error_line, quick, run
 
 
 def refused(*words: str) -> str:
@@ -41,6 +41,25 @@ def folder(tmp_path_factory):
         Image.fromarray(mask).save(root / "DAVIS" / "Annotations" / "480p" / "square" / f"{n:05}.png")
         Image.fromarray(mask // 2 + 40).save(root / "DAVIS" / "JPEGImages" / "480p" / "square" / f"{n:05}.jpg")
     return root
+
+
+def read_rows(out) -> list[dict]:
+    return json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"]
+
+
+def without_plots(monkeypatch):
+    monkeypatch.setattr("fewtokens.show.plots.draw_trade_off", lambda *arguments, **options: None)
+
+
+def untimed(out) -> dict:
+    """The rows of both videos, without times."""
+    return {
+        f"{row['clip']} {row['keep']} {row['method']}": {
+            name: value for name, value in row.items() if "_ms" not in name and name != "repeats"
+        }
+        for row in read_rows(out)
+        if row["clip"] in ("static", "pan")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +165,50 @@ def test_a_broken_clip_is_reported_and_skipped(folder, tmp_path):
     assert {line["tokens"] for line in report["summary"] if line["method"] == "random"} == {8}
 
 
+def test_a_job_has_the_rows_of_the_plain_command(finished, folder, tmp_path, monkeypatch):
+    _, plain, _ = finished
+    without_plots(monkeypatch)  # to save time
+    out, later = tmp_path / "out", tmp_path / "later.mp4"
+    lines = [str(folder / "videos/pan.mp4"), "later.mp4", str(folder / "videos/static.mp4")]
+    (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8")
+    words = ["--size", "64", "--frames", "6", "--with", "evs,tome_video(within='frame'),rlt", "--keep", "0.3,0.1"]
+    job = ("bench", tmp_path / "list.txt", *words, "--engine", "local", "--workers", 1, "--per-shard", 2, "--out", out)
+    report = json.loads(quick(*job, "--json", code=1).stdout)
+    assert (report["shards"], report["new"]) == (2, 3)
+    assert [failure["video"] for failure in report["failed"]] == [str(later)]
+    rows = untimed(out)
+    assert len(rows) == 2 * 17
+    assert rows == untimed(plain)
+    assert not any("_ms" in name for row in [*report["summary"], *read_rows(out)] for name in row)
+    assert "Pareto front of cosine and tokens" in (out / "results.md").read_text(encoding="utf-8")
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg") == 2 * 6 and "encoder ms" not in page
+    # A shard that a killed job did not finish is done again, and all that is written is the same.
+    before = {path: path.read_bytes() for path in out.iterdir() if path.suffix in (".json", ".csv", ".md", ".html")}
+    shard = (out / "shards/000000.jsonl").read_bytes()
+    for path in (out / "manifest/000000.jsonl", out / "shards/000000.jsonl"):
+        path.unlink()
+    assert json.loads(quick(*job, "--json", code=1).stdout)["new"] == 2
+    assert {path: path.read_bytes() for path in before} == before
+    assert (out / "shards/000000.jsonl").read_bytes() == shard
+    later.write_bytes((folder / "videos/pan.mp4").read_bytes())
+    assert json.loads(quick(*job, "--json", code=1).stdout)["new"] == 0  # a broken clip only when asked
+    again = json.loads(quick(*job, "--retry", "--json").stdout)
+    assert (again["new"], again["failed"]) == (1, []) and {line["clips"] for line in again["summary"]} == {3}
+    assert list(dict.fromkeys(row["clip"] for row in read_rows(out))) == ["pan", "later", "static"]
+    video = str(folder / "videos/pan.mp4")
+    engine = ["--engine", "local"]
+    for line, message in (
+        (["bench", str(tmp_path / "list.txt"), *engine, "--keep", "0.3", "--out", str(out)], "other settings: "),
+        (["bench", video, *words, "--out", str(out)], "holds a job; give --engine"),
+        (["bench", video, *words, *engine, "--out", str(plain)], "holds a run without --engine"),
+        (["bench", video, *engine, "--sort", "total_ms", "--out", "o"], "measures no times"),
+        (["bench", str(folder / "videos/*.mp4"), "--out", "o"], "a list or a pattern requires --engine"),
+        (["bench", str(folder / "videos/*.avi"), *engine, "--out", "o"], "no videos"),
+    ):
+        assert message in refused(*line)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -243,7 +306,7 @@ def test_rows_of_another_source_are_rejected(folder, tmp_path):
     assert row["total_ms_spread"] is None  # one repeat has no spread
 
 
-def test_methods_on_selected_frames(folder):
+def test_methods_on_selected_frames(folder, monkeypatch):
     """A row of each method on the frames of a selector, next to one on as many evenly spaced frames."""
     words = ("bench", folder / "videos", "--size", 64, "--with", "tome", "--keep", "0.3", "--repeats", 1)
     select = ("--select", "max_min_frames(keep=4, rate='all')")
@@ -261,6 +324,10 @@ def test_methods_on_selected_frames(folder):
     rows_before = (out / "rows.jsonl").read_bytes()
     run(*words, *select, "--out", out)
     assert (out / "rows.jsonl").read_bytes() == rows_before  # resumed
+    job = folder / "selected_job"
+    without_plots(monkeypatch)
+    quick(*words[:-2], *select, "--engine", "local", "--workers", 1, "--out", job)
+    assert untimed(job) == untimed(out)
     other = refused(*map(str, (*words, "--select", "uniform_frames(keep=4)", "--out", out)))
     assert "selecting" in other
     for more, message in (

@@ -85,7 +85,7 @@ def test_frames_of_an_older_version(videos, tmp_path, monkeypatch):
     relative = items(Path("videos"))
     result = pack_frames(relative, out, short=16)
     for path, item in zip(result.files, relative, strict=True):
-        path.rename(out / packed._file_name(item, item.name))
+        path.rename(out / packed.file_name(item, item.name))
     (out / INDEX).unlink()
     with pytest.raises(ValueError, match="24 requested"):
         pack_frames(relative, out, short=24)

@@ -176,6 +176,9 @@ def printed(tmp_path_factory) -> dict[str, list[Any]]:
     words = [word for setting in tiny for word in ("--set", setting)]
     packed = run("train", "frames", folder, "--size", 16, "--out", folder / "frames", "--json")
     found["train frames"] = [packed]
+    job = ("train", "frames", clip, "--size", 16, "--engine", "local", "--out", folder / "frames_job", "--json")
+    found["train frames, a job"] = [run(*job)]
+    found["Manifest of a job"] += lines(folder / "frames_job/manifest/000000.jsonl")
     tobo = ("train", "tobo", folder / "frames", *quick, *words, "--steps", 2, "--json", "--out", folder)
     found["train"].append(run(*tobo[:-1], folder / "tobo"))
     found["train --dry-run"].append(run(*tobo[:-1], folder / "none", "--dry-run"))

@@ -200,6 +200,25 @@ def test_the_best_row_and_the_pareto_front():
     assert "standing" not in lines[0]
 
 
+def test_without_times_the_pareto_front_is_that_of_tokens():
+    def line(method, cosine, tokens):
+        return {"method": method, "keep": 0.1, "cosine": cosine, "tokens": tokens}
+
+    lines = [line(FULL, 1.0, 90) | {"keep": 1.0}, line("few", 0.5, 2), line("many", 0.9, 9), line("worse", 0.4, 3)]
+    ranked = rank(lines, "cosine")
+    assert [(row["method"], row["standing"]) for row in ranked[1:]] == [
+        ("many", "best"),
+        ("few", "front"),
+        ("worse", ""),
+    ]
+    (note,) = [note for note in describe_columns(ranked) if note.startswith("standing")]
+    assert "front of cosine and tokens" in note and "better and of fewer tokens" in note
+    (note,) = [
+        note for note in describe_columns(rank([row | {"total_ms": 1} for row in lines], "cosine")) if "front" in note
+    ]
+    assert "front of cosine and total ms" in note and "better and faster" in note
+
+
 class Greedy(Reducer):
     """Keeps the first 80 % of the cells, whatever the budget, and does not plan a number of tokens."""
 
@@ -314,7 +333,7 @@ class TestPlots:
         monkeypatch.setattr(pyplot, "close", figures.append)
         draw_trade_off(summary, measure, tmp_path / "a.png", baselines=("random",), full=FULL)
         (figure,) = figures
-        lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
+        lines = {line.get_label(): line for line in figure.axes[-1].get_lines()}
         return {"lines": lines, "all": figure.axes[0].get_lines()}
 
     @staticmethod
@@ -342,6 +361,12 @@ class TestPlots:
         lines = self.plot(monkeypatch, tmp_path, self.summary((0.1, 0.5, 0.25)), "cosine")["lines"]
         assert lines["m0"].get_xdata().tolist() == pytest.approx([10, 4, 2])
         assert lines["m0"].get_ydata().tolist() == pytest.approx([0.09, 0.24, 0.49])
+
+    def test_without_times_there_is_one_panel(self, monkeypatch, tmp_path):
+        rows = [{name: value for name, value in row.items() if "_ms" not in name} for row in self.summary((0.1, 0.5))]
+        lines = self.plot(monkeypatch, tmp_path, rows, "cosine")["lines"]
+        assert lines["m0"].get_xdata().tolist() == pytest.approx([10, 50])  # percent of the tokens
+        assert len(lines["m0"].figure.axes) == 1
 
     def test_one_budget_shows_every_method(self, monkeypatch, tmp_path):
         summary = self.summary((0.1,))

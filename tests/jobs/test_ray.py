@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from fewtokens.jobs import FORMATS, Shard, Store, Task, Work, find_sources, run_job, run_ray
+from tests.cli.test_command import quick
 from tests.helpers.command import run
 from tests.jobs.test_jobs import WORDS, WORK, Deadly, clips, contents, settings
 
@@ -59,6 +60,14 @@ def test_same_files_and_an_actor_that_dies_is_replaced(clips, expected, cluster,
     assert job(clips, tmp_path / "out").new == 0
 
 
+def test_frames_of_training(clips, cluster, tmp_path):
+    words = ("train", "frames", clips, "--size", "16", "--per-shard", "3", "--engine")
+    quick(*words, "local", "--workers", "1", "--out", tmp_path / "local")
+    quick(*words, "ray", "--out", tmp_path / "ray")
+    files = contents(tmp_path / "ray")
+    assert files == contents(tmp_path / "local") and sum(name.endswith(".npy") for name in files) == 6
+
+
 def test_a_full_disk_is_one_error(clips, cluster, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -98,7 +107,8 @@ def test_a_cluster_that_goes_away(clips, expected, tmp_path):
     )
     while process.poll() is None:
         node = [each for each in family(process.pid) if each.name().startswith("raylet")]
-        if node and any(each.name().startswith("ray::") for each in family(process.pid)):
+        # An actor, because Ray also has idle workers while it still starts.
+        if node and any(each.name().startswith("ray::Map") for each in family(process.pid)):
             node[0].kill()
             break
         time.sleep(0.02)

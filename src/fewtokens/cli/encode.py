@@ -15,7 +15,7 @@ from fewtokens.cli.command import verb
 from fewtokens.cli.console import log, note
 from fewtokens.cli.encode_job import EncodeWork, encoded_format, load
 from fewtokens.cli.errors import check_exists
-from fewtokens.cli.jobs import is_job, job_modes, run_videos_job
+from fewtokens.cli.jobs import JOB, is_job, job_modes, report_job, run_videos_job, sources_of
 from fewtokens.cli.options import (
     ENCODER,
     INPUT,
@@ -61,7 +61,7 @@ TokenizerOption = Annotated[
     "fewtokens encode a.mp4 b.mp4 --tokenizer run/tokenizer --packed --fps 8 --size 128 --out codes/ --wds codes.tar",
     'fewtokens encode photo.png --tokenizer "tubelet | fsq > tubelet" --out photo.safetensors',
     "fewtokens encode list.txt --tokenizer run/tokenizer --workers 2 --out codes/",
-    modes=job_modes(("wds", "overwrite"), "--engine"),
+    modes=job_modes(("wds", "overwrite"), f"{JOB})", is_job),
 )
 def encode(
     videos: VideosArgument,
@@ -148,7 +148,14 @@ def encode(
         note(f"{tokenizer} has random weights:", "the result cannot be used; give the folder of a trained tokenizer")
     EncodedWriter(model, packed=packed, half=half, fingerprint=fingerprint)  # raises an error before any work
     if in_shards:
-        run_videos_job(videos, target, jobs, work, work.settings(), as_json, encoded_format())
+        settings = work.settings()
+        report_job(
+            run_videos_job(sources_of(videos), target, jobs, work, settings, encoded_format()),
+            target,
+            settings["format"],
+            ("cells", "tokens"),
+            as_json,
+        )
         return
     request = work.request()
     batch = Batch(len(tasks), "video", Path(target))

@@ -12,7 +12,6 @@ from fewtokens.cli.options import RunOptions
 from fewtokens.cli.video_parts import VideoParts, encode_parts
 
 if TYPE_CHECKING:
-    from fewtokens.core.grid import Grid
     from fewtokens.jobs import Format, Record
     from fewtokens.tokenizers import Tokenizer
     from fewtokens.tokenizers.files import EncodedWriter
@@ -110,14 +109,9 @@ class _Encoded(NamedTuple):
     meta: Mapping[str, Any]
 
     @property
-    def grid(self) -> Grid:
-        from fewtokens.core.grid import Grid
-
-        return Grid(*self.writer.grid)
-
-    @property
-    def count(self) -> list[int]:  # type: ignore[override]
-        return [sum(self.writer.count)]
+    def numbers(self) -> dict[str, int]:
+        frames, height, width = self.writer.grid
+        return {"frames": frames, "cells": frames * height * width, "tokens": sum(self.writer.count)}
 
 
 def encoded_format() -> Format:

@@ -17,7 +17,7 @@ from fewtokens.cli.batch import Batch
 from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import log, note
 from fewtokens.cli.errors import check_exists
-from fewtokens.cli.jobs import is_job, job_modes, run_videos_job
+from fewtokens.cli.jobs import JOB, is_job, job_modes, report_job, run_videos_job, sources_of
 from fewtokens.cli.options import (
     INPUT,
     OUTPUT,
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
             "require --select",
         ),
         PATCHES,
-        *job_modes(("chunked", "overwrite"), "--engine, --format"),
+        *job_modes(("chunked", "overwrite"), f"{JOB}, --format)", is_job),
     ),
 )  # fmt: skip
 def tokenize(
@@ -139,7 +139,14 @@ def tokenize(
     check_reading(reading)
     if is_job({"videos": videos, "engine": jobs.engine, "format": format}):
         work = TokenizeWork(method, encoding, run, reading, selecting, question)
-        run_videos_job(videos, target, jobs, work, {"format": format or "safetensors", **work.settings()}, as_json)
+        settings = {"format": format or "safetensors", **work.settings()}
+        report_job(
+            run_videos_job(sources_of(videos), target, jobs, work, settings),
+            target,
+            settings["format"],
+            ("cells", "tokens"),
+            as_json,
+        )
         return
     out = Path(target)
     tasks = token_files(videos, out, chunked)

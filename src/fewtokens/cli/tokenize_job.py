@@ -22,7 +22,8 @@ def _pipeline(method: MethodOptions, encoding: EncoderOptions, run: RunOptions) 
 
 
 @lru_cache(maxsize=1)
-def _selection(selecting: SelectOptions, question: str | None, run: RunOptions) -> dict[str, Any]:
+def load_selection(selecting: SelectOptions, question: str | None, run: RunOptions) -> dict[str, Any]:
+    """Returns the result of `selection_of`, with the scorer loaded once per process."""
     return selection_of(selecting, question, run)
 
 
@@ -55,7 +56,7 @@ class TokenizeWork:
             start, end = self.reading.start, self.reading.end
             bounds = {"start": part[0] + start, "end": part[1] if end is None else min(part[1], part[0] + end)}
         with local_source(whole, check) as (path, source):
-            selection = _selection(self.selecting, self.question, self.run)
+            selection = load_selection(self.selecting, self.question, self.run)
             return _Clip(read_video(path, replace(self.reading, **bounds), check, selection), source, bounds)
 
     def load(self) -> _Reduce:
@@ -67,7 +68,7 @@ class TokenizeWork:
         pipeline = _pipeline(self.method, self.encoding, self.run)
         assert pipeline.encoder is not None
         reading = with_defaults(
-            asdict(self.reading) | plain_selection(_selection(self.selecting, self.question, self.run))
+            asdict(self.reading) | plain_selection(load_selection(self.selecting, self.question, self.run))
         )
         return {
             "spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": reading, "seed": self.run.seed,
@@ -80,7 +81,7 @@ class _Reduce:
     def __init__(self, work: TokenizeWork) -> None:
         self.work = work
         self.pipeline = _pipeline(work.method, work.encoding, work.run)
-        self.reading = asdict(work.reading) | plain_selection(_selection(work.selecting, work.question, work.run))
+        self.reading = asdict(work.reading) | plain_selection(load_selection(work.selecting, work.question, work.run))
         # Frames per forward pass of the encoder; the encoder patches has no such limit, and gains nothing.
         self.frames = 0 if work.encoding.encoder == "patches" else work.encoding.batch
 

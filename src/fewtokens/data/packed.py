@@ -73,7 +73,7 @@ def pack_frames(
         OSError: the disk is full; files that are complete remain and are skipped by the next call.
     """
     out = Path(out)
-    videos = {_file_name(item): item for item in items}  # a video that is listed twice is decoded once
+    videos = {file_name(item): item for item in items}  # a video that is listed twice is decoded once
     entries = {name: _entry(name, item, short) for name, item in videos.items()}
     index: dict[str, Entry] = {entry["file"]: entry for entry in files.read_rows(out / INDEX, Entry)}
     for name, entry in index.items():
@@ -91,7 +91,7 @@ def pack_frames(
         path = out / name
         try:
             if name not in existing:
-                frames += write_frames(path, _chunks(item, short))
+                frames += write_frames(path, read_chunks(item, short))
                 files.append_row(out / INDEX, entries[name])
             paths.append(path)
         except (ValueError, OSError) as error:
@@ -126,7 +126,7 @@ def _adopt_older_version(videos: dict[str, Footage], short: int, out: Path) -> l
 
     The older version derived names from relative paths.
     """
-    existing = {name: path for name, item in videos.items() if (path := out / _file_name(item, item.name)).exists()}
+    existing = {name: path for name, item in videos.items() if (path := out / file_name(item, item.name)).exists()}
     for path in existing.values():
         side = min(open_frames(path).shape[1:3])
         if short not in (0, side):
@@ -171,7 +171,8 @@ def _header(file: object, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, entry)  # type: ignore[arg-type]
 
 
-def _chunks(item: Footage, short: int) -> Iterator[Tensor]:
+def read_chunks(item: Footage, short: int) -> Iterator[Tensor]:
+    """Yields the frames of a video, uint8 [n,3,H,W], resized to `short` pixels on the short side (0: as they are)."""
     path = Path(item.path)
     if path.suffix.lower() in VIDEOS and not item.members:
         for video in stream(path, chunk=64, size=short or None, start=item.start or 0.0, end=item.end):
@@ -180,8 +181,13 @@ def _chunks(item: Footage, short: int) -> Iterator[Tensor]:
     yield read_frames(item, lambda count: list(range(count)), short=short)
 
 
-def _file_name(item: Footage, name: str | None = None) -> str:
-    """A unique file name for a video, the same for its relative and its absolute path."""
+def file_name(item: Footage, name: str | None = None) -> str:
+    """Returns a unique name of the file of a video, the same for its relative and its absolute path.
+
+    Args:
+        item: the video.
+        name: of the video. Default: `item.name` with the absolute path.
+    """
     if name is None:
         name = item.name.replace(item.path, os.path.abspath(item.path), 1)
     stem = re.sub(r"[^\w-]+", "_", Path(item.name).stem)[:60]

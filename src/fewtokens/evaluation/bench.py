@@ -75,7 +75,7 @@ class EncodedItem:
         item: the clip.
         tokens: the tokens of all cells, B=1.
         cues: the cues of the encoder by name.
-        milliseconds: encoding time of each repeat, without cues.
+        milliseconds: encoding time of each repeat, without cues; empty if there are no times.
         gflops: operations, 2 for each multiply-accumulate.
         full: the features, [T,H,W,C].
         rare: the cells least similar to the mean of their frame, bool [T,H,W]; see `rare_cells`.
@@ -140,7 +140,7 @@ def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = N
     """Encodes a clip, or reads it from the cache of an earlier run.
 
     Args:
-        repeats: number of timed runs, after one whose operations are counted.
+        repeats: number of timed runs, after one whose operations are counted; 0: no times.
         cache: a file for tokens, cues and their cost; None for no cache.
     """
     request = {
@@ -210,7 +210,7 @@ def measure(
     Args:
         spec: the method; `FULL` keeps all tokens.
         keep: the budget.
-        repeats: number of timed runs, after one whose operations and memory are measured.
+        repeats: number of timed runs, after one whose operations and memory are measured; 0: the row has no times.
         seed: random seed of stochastic methods.
         shown: add the assignment of the cells of a few frames to the row.
         device: device for methods of the stage "tokens". Default: the CPU.
@@ -218,9 +218,8 @@ def measure(
     tokens = encoded.tokens.to(device or "cpu")
     cues = {name: cue.to(tokens.device) for name, cue in encoded.cues.items()}
     methods = [] if spec == FULL else chain(spec, keep, tokens.grid, seed=seed, dim=tokens.C)
-    encoder_ms = statistics.median(encoded.milliseconds)
     gflops = encoded.gflops
-    method_ms: tuple[float, ...] = ()
+    milliseconds: dict[str, float | None] = {}
     memory: list[int] = []
     if all(method.stage == "tokens" for method in methods):
         pipeline = Pipeline(methods)
@@ -229,14 +228,9 @@ def measure(
             return pipeline(tokens, **cues)
 
         out = run()
-        method_ms = timings(run, repeats, tokens.device)
+        if repeats:
+            milliseconds = _times(encoded.milliseconds, timings(run, repeats, tokens.device) if methods else ())
         memory = [peak_memory(run, tokens.device)] if methods else []
-        total_ms = tuple(encoder_ms + ms for ms in method_ms) if methods else encoded.milliseconds
-        # Encoder and method are timed separately, so their spreads add up.
-        spreads = [half_range(encoded.milliseconds), *([half_range(method_ms)] if methods else [])]
-        spread = None if None in spreads else sum(part for part in spreads if part is not None)
-        parts = [encoded.milliseconds, *([method_ms] if methods else [])]
-        fastest, slowest = sum(map(min, parts)), sum(map(max, parts))
     else:
         # The method acts before or inside the encoder, so the encoder runs again.
         pipeline = Pipeline(methods, encoder)
@@ -248,9 +242,8 @@ def measure(
         outputs: list[Tokens] = []
         operations = count_operations(lambda: memory.append(peak_memory(lambda: outputs.append(run()), tokens.device)))
         gflops, out = 2 * operations.giga("macs"), outputs[0]
-        total_ms = timings(run, repeats, tokens.device)
-        spread = half_range(total_ms)
-        fastest, slowest = min(total_ms), max(total_ms)
+        if repeats:
+            milliseconds = _times(timings(run, repeats, tokens.device)) | {"encoder_ms": None}
     row: dict[str, Any] = {
         "clip": encoded.item.name,
         "method": spec,
@@ -262,26 +255,36 @@ def measure(
         "retention": int(out.count[0]) / tokens.grid.cells,
     }
     row |= fidelity(out.to("cpu"), encoded, encoder)
+    row |= milliseconds
     row |= {
-        "method_ms": statistics.median(method_ms) if method_ms and methods else None,
-        "method_ms_spread": half_range(method_ms) if method_ms and methods else None,
-        "method_ms_min": min(method_ms) if method_ms and methods else None,
-        "method_ms_max": max(method_ms) if method_ms and methods else None,
-        "encoder_ms": encoder_ms if method_ms else None,
-        "total_ms": statistics.median(total_ms),
-        "total_ms_spread": spread,
-        "total_ms_min": fastest,
-        "total_ms_max": slowest,
         "encoder_gflops": gflops,
         "prefill_gflops": prefill_gflops(int(out.count[0])),
         "peak_mib": memory[0] / 2**20 if memory else None,
-        "repeats": repeats,
+        **({"repeats": repeats} if repeats else {}),
         "vector": [round(float(v), 5) for v in out.features[0, out.mask[0]].float().mean(0).cpu()],
     }
     if shown:
         row["assignment"] = _pack_assignment(out)
         row["grid"] = [len(shown_frame_indices(tokens.grid.T)), tokens.grid.H, tokens.grid.W]
     return row
+
+
+def _times(encoder: Sequence[float], method: Sequence[float] = ()) -> dict[str, float | None]:
+    """The times of a row, in ms, from those of each run of the encoder and of the method after it, if there is one."""
+    parts = [part for part in (encoder, method) if part]
+    # They are timed separately, so their spreads add up.
+    spreads = [spread for part in parts if (spread := half_range(part)) is not None]
+    return {
+        "method_ms": statistics.median(method) if method else None,
+        "method_ms_spread": half_range(method),
+        "method_ms_min": min(method, default=None),
+        "method_ms_max": max(method, default=None),
+        "encoder_ms": statistics.median(encoder),
+        "total_ms": sum(map(statistics.median, parts)),
+        "total_ms_spread": sum(spreads) if len(spreads) == len(parts) else None,
+        "total_ms_min": sum(map(min, parts)),
+        "total_ms_max": sum(map(max, parts)),
+    }
 
 
 def fidelity(tokens: Tokens, encoded: EncodedItem, encoder: Encoder) -> dict[str, float | None]:

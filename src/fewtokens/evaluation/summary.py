@@ -35,8 +35,8 @@ UNSHOWN = {
 # What a column means, its unit, and which direction is better.
 NOTES = {
     "standing": (
-        "best has the best {measure} at this budget; front is on the Pareto front of {measure} and total ms, where no "
-        "other row within the budget is both better and faster"
+        "best has the best {measure} at this budget; front is on the Pareto front of {measure} and {cost}, where no "
+        "other row within the budget is both better and {cheaper}"
     ),
     "tokens": "tokens that remain of a clip. Lower is cheaper",
     "cosine": (
@@ -116,15 +116,16 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def rank(summary: Sequence[dict[str, Any]], measure: str) -> list[dict[str, Any]]:
     """Sorts the lines of each budget by a measure, the best on top, and adds their "standing".
 
-    It is "best" for the first line; "front" for those on the Pareto front of the measure and total_ms, for which no
-    other line of the budget is at least as good in both and better in one; else "". Lines over the budget come last and
-    have none. The order of budgets remains, with all tokens first.
+    It is "best" for the first line; "front" for those on the Pareto front of the measure and total_ms (tokens if there
+    are no times), for which no other line of the budget is at least as good in both and better in one; else "". Lines
+    over the budget come last and have none. The order of budgets remains, with all tokens first.
 
     Args:
         summary: lines of `summarize`.
         measure: a key of the lines; those without it follow those that have it.
     """
     sign = 1 if measure in _LOWER_IS_BETTER else -1
+    price = "total_ms" if has_times(summary) else "tokens"
 
     def cost(line: dict[str, Any]) -> float:
         value = line.get(measure)
@@ -133,12 +134,10 @@ def rank(summary: Sequence[dict[str, Any]], measure: str) -> list[dict[str, Any]
     ranked = [{**line, "standing": ""} for line in summary if line["method"] == FULL]
     for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
         lines = [dict(line) for line in summary if line["keep"] == keep and line["method"] != FULL]
-        lines.sort(key=lambda line: (bool(line.get("over_budget")), cost(line), line["total_ms"]))
-        points = [
-            (cost(line), line["total_ms"]) for line in lines if not line.get("over_budget") and cost(line) < math.inf
-        ]
+        lines.sort(key=lambda line: (bool(line.get("over_budget")), cost(line), line[price]))
+        points = [(cost(line), line[price]) for line in lines if not line.get("over_budget") and cost(line) < math.inf]
         for line in lines:
-            own = (cost(line), line["total_ms"])
+            own = (cost(line), line[price])
             front = own in points and not any(a <= own[0] and b <= own[1] and (a, b) != own for a, b in points)
             line["standing"] = "front" if front and not line.get("over_budget") else ""
         if points:
@@ -146,6 +145,11 @@ def rank(summary: Sequence[dict[str, Any]], measure: str) -> list[dict[str, Any]
         ranked += lines
     # The mark stands next to the name.
     return [{"keep": line["keep"], "method": line["method"], "standing": line["standing"]} | line for line in ranked]
+
+
+def has_times(summary: Sequence[dict[str, Any]]) -> bool:
+    """Whether times were measured, which jobs of `fewtokens bench` do not."""
+    return any(line.get("total_ms") is not None for line in summary)
 
 
 def has_fallback(row: dict[str, Any]) -> bool:
@@ -191,10 +195,15 @@ def describe_columns(summary: Sequence[dict[str, Any]], *, ranges: bool = True, 
         notes.append("+ tome: the method cannot reach this budget, so tome merged its tokens down to it.")
     if any(line.get("over_budget") for line in summary):
         notes.append("over budget: the method returned more tokens than requested. Do not rank this row.")
-    notes += [
-        f"{heading(name)}: {NOTES[name].replace('{measure}', heading(measure))}." for name in names if name in NOTES
-    ]
-    if not ranges:
+    timed = has_times(summary)
+    cost, cheaper = (heading("total_ms"), "faster") if timed else ("tokens", "of fewer tokens")
+    marks = {"{measure}": heading(measure), "{cost}": cost, "{cheaper}": cheaper}
+    for name in (name for name in names if name in NOTES):
+        text = NOTES[name]
+        for mark, value in marks.items():
+            text = text.replace(mark, value)
+        notes.append(f"{heading(name)}: {text}.")
+    if timed and not ranges:
         notes.append("Times are medians over the runs.")
     elif any(line["total_ms_min"] < line["total_ms_max"] for line in summary if line.get("total_ms_min") is not None):
         notes.append("Times are medians over the runs, with the fastest and the slowest run in parentheses.")

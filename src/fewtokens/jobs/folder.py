@@ -47,7 +47,9 @@ class Shard(NamedTuple):
         return f"{PARTS}/{self.number:06}.jsonl"
 
 
-class _Numbers(TypedDict, total=False):
+class Numbers(TypedDict, total=False):
+    """The numbers of a row; which ones depends on what the job writes."""
+
     file: str
     bytes: int
     mtime_ns: int
@@ -57,7 +59,7 @@ class _Numbers(TypedDict, total=False):
     seconds: float
 
 
-class Row(_Numbers):
+class Row(Numbers):
     """A row of the manifest; a video that failed has no file and no numbers."""
 
     key: str

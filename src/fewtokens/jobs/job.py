@@ -15,7 +15,7 @@ from fewtokens.jobs.folder import Plan, Row, check_settings, finish, make_plan
 from fewtokens.jobs.formats import FORMATS, Format
 from fewtokens.jobs.ray_engine import run_ray
 from fewtokens.jobs.shard import Task, Work
-from fewtokens.jobs.sources import is_url
+from fewtokens.jobs.sources import is_url, whole_file
 from fewtokens.jobs.store import Store
 
 PER_SHARD = 100
@@ -112,10 +112,10 @@ def _check_unchanged(store: Store, plan: Plan) -> None:
         if row["error"] is not None or is_url(row["source"]):
             continue
         try:
-            now = describe_source(row["source"])
+            now = describe_source(whole_file(row["source"]))
         except OSError:
             continue
         if any(now[name] != row.get(name) for name in ("bytes", "mtime_ns")):
             raise ValueError(
-                f"{store}: {row['source']} has changed since its tokens were written; give another --out, or restore it"
+                f"{store}: {row['source']} has changed since it was processed; give another --out, or restore it"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import socket
 import sys
 import threading
@@ -19,7 +20,7 @@ import torch
 
 from fewtokens.jobs.engines import default_workers, follow_parent
 from fewtokens.jobs.folder import Row, Shard, Source
-from fewtokens.jobs.shard import Decoded, Task, decode, run_shard
+from fewtokens.jobs.shard import Decoded, Reduce, Task, decode, run_shard
 
 # Between two checks of the nodes of the cluster.
 WATCH_SECONDS = 5.0
@@ -121,11 +122,19 @@ def _run_shards(shards: Sequence[Shard], task: Task, workers: int | None, addres
             num_cpus=0.1 if gpus else 0.9 * min(1, cpus / actors),
             num_gpus=1 if gpus else 0,
         )
-        try:
-            for result in data.iter_rows():
-                yield json.loads(result["rows"])
-        except (ValueError, OSError, ray.exceptions.RayError) as error:
-            raise _cause(error, ray) from None
+        for row in _results(data, ray):
+            result = pickle.loads(row["result"])
+            if isinstance(result, Exception):
+                raise result
+            yield result
+
+
+def _results(data: Any, ray: Any) -> Iterator[dict[str, Any]]:
+    """Runs a pipeline of Ray Data; its errors become one line about the cluster."""
+    try:
+        yield from data.iter_rows()
+    except (ValueError, OSError, ray.exceptions.RayError) as error:
+        raise _gone(_first_line(error)) from None
 
 
 @contextmanager
@@ -180,16 +189,6 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:200]
 
 
-def _cause(error: BaseException, ray: Any) -> Exception:
-    """The error of a video or a disk within an error of Ray, or one line about the cluster."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ValueError | OSError) and not isinstance(seen, ray.exceptions.RayError | ConnectionError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
-    return _gone(_first_line(error))
-
-
 class _Actor:
     """Holds the encoder in a process of Ray, and runs one shard at a time.
 
@@ -202,12 +201,21 @@ class _Actor:
     def __init__(self, task: Task, ahead: int, threads: int) -> None:
         torch.set_num_threads(threads)
         self.task, self.ahead = task, ahead
-        self.reduce = task.work.load()
+        self.reduce: Reduce | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Returns the rows of a shard, or the error that ends the job: Ray would not keep its type."""
         number, sources = json.loads(row["shard"])
         shard = Shard(number, tuple(Source(*source) for source in sources))
-        return {"rows": json.dumps(run_shard(shard, self.task, self.reduce, self._decode if self.ahead else None))}
+        result: list[Row] | Exception
+        try:
+            self.reduce = self.reduce or self.task.work.load()
+            result = run_shard(shard, self.task, self.reduce, self._decode if self.ahead else None)
+        except ConnectionError:  # of Ray
+            raise
+        except (ValueError, OSError) as error:
+            result = getattr(error, "cause", None) or error  # of a task that decodes
+        return {"result": pickle.dumps(result)}
 
     @contextmanager
     def _decode(self, sources: Sequence[Source]) -> Iterator[Iterator[Decoded]]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from fewtokens.core.ahead import Check, map_ahead, reading_threads
 from fewtokens.core.files import DISK_FULL_ERRORS
 from fewtokens.core.tokens import Tokens
-from fewtokens.jobs.folder import Row, Shard, Source, file_of, write_rows
+from fewtokens.jobs.folder import Numbers, Row, Shard, Source, file_of, write_rows
 from fewtokens.jobs.formats import Format
 from fewtokens.jobs.records import Record
 from fewtokens.jobs.store import Store
@@ -39,10 +39,11 @@ class Reduce(Protocol):
     def batches(self, videos: Iterable[Any]) -> Iterator[list[Any]]:
         """Groups consecutive videos that are encoded together; depends on nothing but the videos."""
 
-    def __call__(self, videos: Sequence[Any]) -> list[Tokens]:
+    def __call__(self, videos: Sequence[Any]) -> list[Any]:
         """Returns the tokens of each video, B=1, on the CPU, with everything that its file says in `meta`.
 
-        The format of a job may write something else, which has `meta`, `grid` and `count` like tokens.
+        The format of a job may write something else than `Tokens`: with `meta`, and with `numbers`, the columns of the
+        manifest, such as {"frames": 300}.
 
         Raises:
             ValueError: a video cannot be encoded.
@@ -180,15 +181,19 @@ def _records(shard: Shard, task: Task, reduce: Reduce, ahead: Ahead, rows: list[
                     "file": file_of(task.format, shard, source.key),
                     "bytes": identity["bytes"],
                     "mtime_ns": identity["mtime_ns"],
-                    "frames": result.grid.T,
-                    "cells": result.grid.cells,
-                    "tokens": int(result.count[0]),
+                    **_numbers(result),
                     "seconds": round(each.seconds + seconds, 4),
                 })  # fmt: skip
 
 
-def _reduce(reduce: Reduce, batch: Sequence[Any]) -> list[Tokens | str]:
-    """Returns the tokens of each video, or its error; if a batch fails, each video is tried alone."""
+def _numbers(result: Any) -> Numbers:
+    if isinstance(result, Tokens):
+        return {"frames": result.grid.T, "cells": result.grid.cells, "tokens": int(result.count[0])}
+    return result.numbers
+
+
+def _reduce(reduce: Reduce, batch: Sequence[Any]) -> list[Any]:
+    """Returns the result of each video, or its error; if a batch fails, each video is tried alone."""
     try:
         return list(reduce(batch))
     except ValueError as error:

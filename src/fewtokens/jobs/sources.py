@@ -98,6 +98,11 @@ def split_part(location: str) -> tuple[str, tuple[float, float] | None]:
     return (location, None) if match is None else (match[1], (float(match[2]), float(match[3])))
 
 
+def whole_file(location: str) -> str:
+    """Returns the path of the file at a location: without the "#t=2.5,10" of a part, or the "::a.mp4" in a tar."""
+    return location if os.path.exists(location) else re.split("#t=|::", location, maxsplit=1)[0]
+
+
 @contextmanager
 def local_file(location: str, check: Callable[..., None] = lambda: None) -> Iterator[Path]:
     """Yields the local path of a video; that of a URL (http, https) is a temporary file.

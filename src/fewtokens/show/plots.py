@@ -64,7 +64,9 @@ def draw_trade_off(
     title: str = "",
     caption: str = "",
 ) -> Path | None:
-    """Plots a measure against tokens and against milliseconds; returns None if no row has it or matplotlib is missing.
+    """Plots a measure against tokens and, if there are any, times; returns None if no row has it.
+
+    Also returns None if matplotlib is missing.
 
     Tokens are drawn in percent of the full row. A plot names the baselines and the best other methods by their mean
     over budgets: six after the encoder, four before or inside it. The others are light gray. Lines follow the budget in
@@ -94,13 +96,13 @@ def draw_trade_off(
     named = [*(name for name in baselines if name in lines), *_named(lines, measure, baselines)]
     # Styles of all rows, so that a name has the same style in the plots of all measures.
     styles = method_styles(row["method"] for row in summary)
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), sharey=True, layout="constrained")
-    for axis, x, label in zip(
-        axes,
-        ("percent", "total_ms"),
-        ("tokens kept (% of all, mean)", "time from frames to tokens (ms, mean)"),
-        strict=True,
-    ):
+    panels = {"percent": "tokens kept (% of all, mean)", "total_ms": "time from frames to tokens (ms, mean)"}
+    if not any(_is_number(row.get("total_ms")) for row in summary):
+        del panels["total_ms"]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(13 if len(panels) == 2 else 9, 5.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (x, label) in zip(axes[0], panels.items(), strict=True):
         for name in (name for name in lines if name not in named):
             # With one budget a line is a point, which needs a marker.
             _line(axis, lines[name], x, measure, color="#c3c7cf", linewidth=1, marker=".", markersize=4, zorder=1)
@@ -128,8 +130,8 @@ def draw_trade_off(
         pad_log_axis(axis, [row[x] for rows in lines.values() for row in rows])
         axis.grid(alpha=0.25, which="both")
     default, unit = _MEASURES.get(measure, (heading(measure), heading(measure)))
-    axes[0].set(ylabel=unit)
-    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes[0, 0].set(ylabel=unit)
+    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     notes = _notes(summary, full, lines, named, baselines)
     save_plot(figure, path, title=title or default, caption=f"{caption} {notes}".strip())
     plt.close(figure)
