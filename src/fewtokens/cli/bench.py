@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -66,10 +66,6 @@ from fewtokens.cli.resume import (
 from fewtokens.cli.tables import print_json
 from fewtokens.core.checks import is_collection
 from fewtokens.core.keys import current_keys
-
-if TYPE_CHECKING:
-    pass
-
 
 # Measures by which the tables can be sorted.
 _SORTABLE = (
