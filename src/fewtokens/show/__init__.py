@@ -7,6 +7,7 @@ from fewtokens.show.figures import compare, draw, frame_rate, result_of, write_c
 from fewtokens.show.labels import shorten
 from fewtokens.show.overlay import STYLES, heat, overlay
 from fewtokens.show.page import write_page
+from fewtokens.show.recording import write_recording
 from fewtokens.show.sheet import draw_sheet
 from fewtokens.show.types import Clip, Result
 from fewtokens.show.write import write_overlay
@@ -31,4 +32,5 @@ __all__ = [
     "write_comparison",
     "write_overlay",
     "write_page",
+    "write_recording",
 ]

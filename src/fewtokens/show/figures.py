@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fewtokens.core import registry
-from fewtokens.core.checks import check_comparison, check_overlay
+from fewtokens.core.checks import DOCUMENTS, check_comparison, check_overlay
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.inputs import DEFAULT_FRAMES, DEFAULT_SIZE, to_frames
 from fewtokens.core.pipeline import Pipeline
@@ -20,6 +20,7 @@ from fewtokens.evaluation.fidelity import psnr
 from fewtokens.show.comparison import draw_comparison
 from fewtokens.show.labels import shorten
 from fewtokens.show.page import write_page
+from fewtokens.show.recording import write_recording
 from fewtokens.show.side_by_side import write_columns
 from fewtokens.show.types import Clip, Result
 from fewtokens.show.write import write_overlay
@@ -35,9 +36,10 @@ def draw(tokens: Tokens, path: str | Path, video: Any = None, *, style: str = "f
 
     Args:
         tokens: of one video, B=1.
-        path: a .png, .gif or .mp4, or an .html page, which also shows the frames rebuilt from pixel patches.
+        path: a .png, .gif or .mp4, or an .html page or an .rrd recording, which also show the frames rebuilt from pixel
+            patches.
         video: its frames: a path, a `Video`, or frames [T,3,H,W]. Default: the file that the tokens were made from.
-        style: "fill", "outline", "mean" or "maps", see `write_overlay`; has no effect on a page.
+        style: "fill", "outline", "mean" or "maps", see `write_overlay`; has no effect on a page or a recording.
 
     Returns:
         The path.
@@ -47,8 +49,8 @@ def draw(tokens: Tokens, path: str | Path, video: Any = None, *, style: str = "f
     """
     check_overlay(path, style)
     clip = _video_of(tokens, video)
-    if Path(path).suffix == ".html":
-        return write_page([Clip(clip.name, clip.frames, clip.times, [result_of(clip, tokens)])], path)
+    if Path(path).suffix in DOCUMENTS:
+        return write_comparison(Clip(clip.name, clip.frames, clip.times, [result_of(clip, tokens)]), path)
     return write_overlay(path, clip.frames, tokens, times=clip.times, fps=frame_rate(clip), style=style, name=clip.name)
 
 
@@ -70,8 +72,8 @@ def compare(
 
     Args:
         video: a path, a `Video`, or frames [T,3,H,W].
-        specs: specs of the methods, at most 5 unless it is a page.
-        path: a .png, an .html page, or an .mp4 or .gif.
+        specs: specs of the methods, at most 5 unless it is a page or a recording.
+        path: a .png, an .html page, an .rrd recording, or an .mp4 or .gif.
         encoder: an encoder, or a name for `load_encoder`. Frames are rebuilt, with their PSNR, if it is "patches".
         keep: budget of methods whose spec sets none.
         frames, size: number of frames to read from a path, and their short side in pixels.
@@ -99,10 +101,15 @@ def compare(
 
 
 def write_comparison(clip: Clip, path: str | Path, *, fps: float = 8.0, sound: Sound | None = None) -> Path:
-    """Draws the results of one clip side by side, as a .png, a page or a video; `fps` and `sound` are of a video."""
+    """Draws the results of one clip side by side, as an image, a page, a recording or a video, see `compare`.
+
+    `fps` and `sound` are those of a video.
+    """
     check_comparison(path, len(clip.results))
     if Path(path).suffix == ".html":
         return write_page([clip], path)
+    if Path(path).suffix == ".rrd":
+        return write_recording(clip, path)
     if Path(path).suffix != ".png":
         return write_columns(path, clip, fps=fps, sound=sound)
     caption = f"{clip.describe()}."
