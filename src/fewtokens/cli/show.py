@@ -90,7 +90,7 @@ def _is_file(path: Path) -> bool:
         ),
         Mode(
             "page", lambda values: values["target"].suffix in DOCUMENTS, ("style",),
-            "have no effect on a page or a recording",
+            "only apply to images and videos",
         ),
         Mode(
             "comparison", lambda values: len(values["inputs"]) > 1 or len(values["specs"] or ()) > 1, ("style",),
@@ -112,7 +112,8 @@ def show(
         Path,
         typer.Option(
             "--out",
-            help="Output file: .png, .gif, .mp4, .html for a page, or .rrd for the viewer of Rerun.",
+            help="Output file: .png, .gif, .mp4, .html for a page, .rrd for the viewer of Rerun, or .fiftyone for a "
+            "folder that FiftyOne imports.",
             rich_help_panel=OUTPUT,
         ),
     ],
@@ -156,11 +157,11 @@ def show(
         ),
     ] = "fill",
 ) -> None:
-    """Draw the region of the video that each token stands for, as an image, a page, a video or a recording.
+    """Draw the region of the video that each token stands for, as an image, a page, a video, a recording or boxes.
 
     Token files contain the settings and the path of their video. Videos are tokenized first. Several methods on one
-    video, and several token files of one video, are drawn side by side, on a page (.html) or in a recording (.rrd);
-    several videos require a page. An .mp4 has the sound of its source and, for a single method, its size. With the
+    video, and several token files of one video, are drawn side by side, on a page (.html), in a recording (.rrd)
+    or as boxes (.fiftyone); several videos require a page. An .mp4 has the sound of its source and, for a single method, its size. With the
     encoder patches, the frames rebuilt from the tokens and their PSNR are included.
 
     For a file of `fewtokens encode`, or with --tokenizer, the video is encoded by the tokenizer: of tokens of queries

@@ -16,8 +16,8 @@ SCORERS = (
     "'clip:FOLDER' (a text-image model), 'features' (novelty of the pixels), 'features:ENCODER' or, in a session, "
     "'model' (its language model)"
 )
-SUFFIXES = (".png", ".html", ".mp4", ".gif", ".rrd")
-DOCUMENTS = (".html", ".rrd")  # which hold any number of results, and have no style
+SUFFIXES = (".png", ".html", ".mp4", ".gif", ".rrd", ".fiftyone")
+DOCUMENTS = (".html", ".rrd", ".fiftyone")  # which hold any number of results, and have no style
 IMAGES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
 STYLES = ("fill", "outline", "mean")  # see `fewtokens.show.overlay`
 MAX_COLUMNS = 5  # of a comparison that is no page

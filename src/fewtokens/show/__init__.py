@@ -1,6 +1,7 @@
 """Figures and pages: the region of a video that each token represents, and the video rebuilt from the tokens."""
 
 from fewtokens.core.checks import check_comparison, check_overlay
+from fewtokens.show.boxes import write_boxes
 from fewtokens.show.colors import method_color, method_styles
 from fewtokens.show.comparison import draw_comparison
 from fewtokens.show.figures import compare, draw, frame_rate, result_of, write_comparison
@@ -29,6 +30,7 @@ __all__ = [
     "overlay",
     "result_of",
     "shorten",
+    "write_boxes",
     "write_comparison",
     "write_overlay",
     "write_page",

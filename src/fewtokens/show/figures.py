@@ -17,6 +17,7 @@ from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import TIME_WEIGHT, Tokens
 from fewtokens.encoders import load_encoder
 from fewtokens.evaluation.fidelity import psnr
+from fewtokens.show.boxes import write_boxes
 from fewtokens.show.comparison import draw_comparison
 from fewtokens.show.labels import shorten
 from fewtokens.show.page import write_page
@@ -36,10 +37,10 @@ def draw(tokens: Tokens, path: str | Path, video: Any = None, *, style: str = "f
 
     Args:
         tokens: of one video, B=1.
-        path: a .png, .gif or .mp4, or an .html page or an .rrd recording, which also show the frames rebuilt from pixel
-            patches.
+        path: a .png, .gif or .mp4; an .html page or an .rrd recording, which also show the frames rebuilt from pixel
+            patches; or a folder that ends in .fiftyone, see `write_boxes`.
         video: its frames: a path, a `Video`, or frames [T,3,H,W]. Default: the file that the tokens were made from.
-        style: "fill", "outline", "mean" or "maps", see `write_overlay`; has no effect on a page or a recording.
+        style: "fill", "outline", "mean" or "maps", see `write_overlay`; only of images and videos.
 
     Returns:
         The path.
@@ -72,8 +73,8 @@ def compare(
 
     Args:
         video: a path, a `Video`, or frames [T,3,H,W].
-        specs: specs of the methods, at most 5 unless it is a page or a recording.
-        path: a .png, an .html page, an .rrd recording, or an .mp4 or .gif.
+        specs: specs of the methods, at most 5 for an image or a video.
+        path: a .png, an .html page, an .rrd recording, an .mp4 or .gif, or a folder that ends in .fiftyone.
         encoder: an encoder, or a name for `load_encoder`. Frames are rebuilt, with their PSNR, if it is "patches".
         keep: budget of methods whose spec sets none.
         frames, size: number of frames to read from a path, and their short side in pixels.
@@ -101,16 +102,17 @@ def compare(
 
 
 def write_comparison(clip: Clip, path: str | Path, *, fps: float = 8.0, sound: Sound | None = None) -> Path:
-    """Draws the results of one clip side by side, as an image, a page, a recording or a video, see `compare`.
+    """Draws the results of one clip in the form that the suffix of the path names, see `compare`.
 
     `fps` and `sound` are those of a video.
     """
     check_comparison(path, len(clip.results))
-    if Path(path).suffix == ".html":
+    suffix = Path(path).suffix
+    if suffix == ".html":
         return write_page([clip], path)
-    if Path(path).suffix == ".rrd":
-        return write_recording(clip, path)
-    if Path(path).suffix != ".png":
+    if suffix in DOCUMENTS:
+        return write_recording(clip, path) if suffix == ".rrd" else write_boxes(clip, path)
+    if suffix != ".png":
         return write_columns(path, clip, fps=fps, sound=sound)
     caption = f"{clip.describe()}."
     if any("psnr_db" in result.numbers for result in clip.results):
