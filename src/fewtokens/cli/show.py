@@ -161,8 +161,8 @@ def show(
 
     Token files contain the settings and the path of their video. Videos are tokenized first. Several methods on one
     video, and several token files of one video, are drawn side by side, on a page (.html), in a recording (.rrd)
-    or as boxes (.fiftyone); several videos require a page. An .mp4 has the sound of its source and, for a single method, its size. With the
-    encoder patches, the frames rebuilt from the tokens and their PSNR are included.
+    or as boxes (.fiftyone); several videos require a page. An .mp4 has the sound of its source and, for a single
+    method, its size. With the encoder patches, the frames rebuilt from the tokens and their PSNR are included.
 
     For a file of `fewtokens encode`, or with --tokenizer, the video is encoded by the tokenizer: of tokens of queries
     the attention is drawn, of others the codes of each cell over time.
