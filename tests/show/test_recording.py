@@ -12,7 +12,7 @@ from PIL import Image
 import fewtokens.core.checks as checks
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.show import Clip, Result, compare, draw, write_recording
+from fewtokens.show import Clip, Result, compare, draw, overlay, write_recording
 from fewtokens.video import synthetic, write
 from tests.helpers.command import run
 
@@ -51,7 +51,7 @@ def test_what_a_recording_holds(tmp_path):
     rows = rows_of(write_recording(clip, tmp_path / "a.rrd"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.rrd"]
     folder = "/planted(x=1)"
-    own = ("regions", "centers", "tokens_in_frame", "reconstruction", "about")
+    own = ("overlay", "regions", "centers", "tokens_in_frame", "reconstruction", "about")
     assert {name for name in rows if name != "/__properties"} == {"/frames", folder, *(f"{folder}/{n}" for n in own)}
     for name in ("/frames", f"{folder}/regions", f"{folder}/centers", f"{folder}/tokens_in_frame"):
         assert [row["frame"] for row in rows[name]] == [0, 1, 2, 3]
@@ -59,6 +59,9 @@ def test_what_a_recording_holds(tmp_path):
     for number in range(4):
         assert abs(image_of(rows["/frames"][number]).astype(int) - 60 * number).max() <= 2
         assert abs(image_of(rows[f"{folder}/reconstruction"][number]).astype(int) - 60 * (3 - number)).max() <= 2
+    drawn = overlay(frames, planted())
+    for row, image in zip(rows[f"{folder}/overlay"], drawn, strict=True):
+        assert abs(image_of(row).astype(int).mean(-1) - image.float().mean(0).numpy()).mean() < 6
     # Two frames of the clip lie in one frame of the grid.
     first, second = ([[1] * 12] * 4 + [[0] * 8 + [2] * 4] * 4, [[0] * 12] * 4 + [[0] * 8 + [2] * 4] * 4)
     regions = [np.frombuffer(bytes(row["SegmentationImage:buffer"][0]), "<u2") for row in rows[f"{folder}/regions"]]
@@ -66,8 +69,8 @@ def test_what_a_recording_holds(tmp_path):
     assert [row["Scalars:scalars"] for row in rows[f"{folder}/tokens_in_frame"]] == [[2], [2], [1], [1]]
     centers = rows[f"{folder}/centers"]
     assert centers[0]["Points2D:positions"] == [[6, 2], [10, 6]] and centers[3]["Points2D:positions"] == [[10, 6]]
-    # A quarter of 3 cells, and of one, of 4 x 4 pixels.
-    assert centers[0]["Points2D:radii"] == pytest.approx([(12 / np.pi) ** 0.5, (4 / np.pi) ** 0.5])
+    # A sixteenth of 3 cells, and of one, of 4 x 4 pixels.
+    assert centers[0]["Points2D:radii"] == pytest.approx([(3 / np.pi) ** 0.5, (1 / np.pi) ** 0.5])
     assert centers[0]["Points2D:labels"] == ["token 0: 3 cells", "token 1: 2 cells"]
     ((text,),) = (row["TextDocument:text"] for row in rows[f"{folder}/about"])
     assert "clip.mp4" in text and "`planted(x=1)`" in text and "| tokens | 2 |" in text

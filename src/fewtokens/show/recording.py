@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from fewtokens.core.checks import check_comparison
 from fewtokens.core.files import atomic_file
 from fewtokens.core.keys import heading
 from fewtokens.core.tokens import Tokens
-from fewtokens.show.overlay import token_colors, token_map
-from fewtokens.show.page import plain
+from fewtokens.show.overlay import overlay_parts, token_colors, token_map
 from fewtokens.show.types import Clip, Result
 
 # Class ids are 16 bit; 0 is a dropped cell.
@@ -27,10 +27,11 @@ def write_recording(clip: Clip, path: str | Path) -> Path:
     Timelines are `time`, in seconds, if the clip has times, and `frame`. Entities, with one folder per result, named
     after it:
 
-    * `frames`, `NAME/reconstruction`: images, as JPEGs of quality 95;
-    * `NAME/regions`: segmentation image; class 0 is dropped, class 1 + n is token n (modulo 65,535);
+    * `frames`, `NAME/overlay` (see `overlay`), `NAME/reconstruction`: images, as JPEGs of quality 95;
+    * `NAME/regions`: segmentation image; class 0 is dropped, class 1 + n is token n (modulo 65,535). It is transparent
+      and lies over the overlay, so that the viewer names the token under the pointer;
     * `NAME/centers`: the tokens with cells in the frame, as points at the mean of these cells, in pixels; the area of a
-      point is a quarter of that of the cells, and its label names the token and its size over all frames;
+      point is a sixteenth of that of the cells, and its label names the token and its size over all frames;
     * `NAME/tokens_in_frame`: number of these tokens;
     * `NAME/about`: spec and numbers, as text.
 
@@ -64,12 +65,15 @@ def write_recording(clip: Clip, path: str | Path) -> Path:
                 recording.log(folder, rerun.AnnotationContext(_classes(result.tokens)), static=True)
                 text = rerun.TextDocument(_about(clip, result), media_type=rerun.MediaType.MARKDOWN)
                 recording.log(f"{folder}/about", text, static=True)
-            for number, frame in enumerate(clip.frames):
+            drawn = [overlay_parts(clip.frames, result.tokens) for result in clip.results]
+            overlays = zip(*(chain.from_iterable(parts) for parts in drawn), strict=True)
+            for number, (frame, images) in enumerate(zip(clip.frames, overlays, strict=True)):
                 recording.set_time("frame", sequence=number)
                 if clip.times is not None:
                     recording.set_time("time", duration=float(clip.times[number]))
                 recording.log("frames", _image(rerun, frame))
-                for folder, result in zip(folders, clip.results, strict=True):
+                for folder, result, image in zip(folders, clip.results, images, strict=True):
+                    recording.log(f"{folder}/overlay", _image(rerun, image))
                     _log_frame(rerun, recording, folder, clip, result, number)
             views = [
                 view
@@ -89,8 +93,7 @@ def _log_frame(rerun: Any, recording: Any, folder: str, clip: Clip, result: Resu
     tokens, part = result.tokens, slice(number, number + 1)
     regions = token_map(tokens, T, height, width, part)[0]
     classes = torch.where(regions < 0, 0, regions % _CLASSES + 1)
-    # Half opaque, so that the frame below is visible.
-    recording.log(f"{folder}/regions", rerun.SegmentationImage(classes.numpy().astype("uint16"), opacity=0.5))
+    recording.log(f"{folder}/regions", rerun.SegmentationImage(classes.numpy().astype("uint16"), opacity=0.0))
     ids, centers, radii = _centers(tokens, number * tokens.grid.T // T, height, width)
     sizes = tokens.sizes[0].cpu()[ids].tolist()
     points = rerun.Points2D(
@@ -118,21 +121,19 @@ def _centers(tokens: Tokens, row: int, height: int, width: int) -> tuple[Tensor,
     found, index, count = cells[y, x].unique(return_inverse=True, return_counts=True)
     middle = torch.stack([(x + 0.5) * width / W, (y + 0.5) * height / H], 1)
     centers = torch.zeros(len(found), 2).index_add_(0, index, middle) / count[:, None]
-    area = count * (height / H) * (width / W) / 4
+    area = count * (height / H) * (width / W) / 16
     return found, centers, (area / torch.pi).sqrt()
 
 
-def _classes(tokens: Tokens) -> list[tuple[int, str, tuple[int, int, int, int]]]:
-    """Id, label and color of each class; a token of a single cell is transparent, as in `overlay`."""
-    assignment = tokens.assignment[0].cpu()
-    merged = torch.bincount(assignment[assignment >= 0], minlength=tokens.N) > 1
-    colors = torch.cat([token_colors(tokens.N), merged[:, None].float()], 1)[: min(int(tokens.count[0]), _CLASSES)]
-    rows = (colors * 255).round().int().tolist()
-    return [(0, "dropped", (0, 0, 0, 255)), *((n + 1, f"token {n}", tuple(color)) for n, color in enumerate(rows))]
+def _classes(tokens: Tokens) -> list[tuple[int, str, tuple[int, ...]]]:
+    """Id, label and color of each class."""
+    rows = (token_colors(min(int(tokens.count[0]), _CLASSES)) * 255).round().int().tolist()
+    return [(0, "dropped", (0, 0, 0)), *((n + 1, f"token {n}", tuple(color)) for n, color in enumerate(rows))]
 
 
 def _about(clip: Clip, result: Result) -> str:
-    rows = "\n".join(f"| {heading(name)} | {plain(value)} |" for name, value in result.numbers.items())
+    numbers = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in result.numbers.items()}
+    rows = "\n".join(f"| {heading(name)} | {value} |" for name, value in numbers.items())
     return (
         f"# {clip.name}\n\n`{result.spec}`\n\n{clip.describe()}.\n\n| | |\n|---|---|\n{rows}\n\n"
         "A color is one token of several cells, the same in every frame; no tint is one token for one cell; dark is "
@@ -142,7 +143,7 @@ def _about(clip: Clip, result: Result) -> str:
 
 def _views(blueprint: Any, name: str, folder: str, result: Result) -> list[Any]:
     views = [
-        blueprint.Spatial2DView(name=name, contents=["/frames", f"{folder}/regions", f"{folder}/centers"]),
+        blueprint.Spatial2DView(name=name, contents=[f"{folder}/{part}" for part in ("overlay", "regions", "centers")]),
         blueprint.TextDocumentView(name=f"{name}: numbers", origin=f"{folder}/about"),
     ]
     if result.frames is not None:
