@@ -28,8 +28,8 @@ def write_recording(clip: Clip, path: str | Path) -> Path:
     after it:
 
     * `frames`, `NAME/overlay` (see `overlay`), `NAME/reconstruction`: images, as JPEGs of quality 95;
-    * `NAME/regions`: segmentation image; class 0 is dropped, class 1 + n is token n (modulo 65,535). It is transparent
-      and lies over the overlay, so that the viewer names the token under the pointer;
+    * `NAME/regions`: segmentation image, transparent until its opacity is raised in the viewer; class 0 is dropped,
+      class 1 + n is token n (modulo 65,535), which the label of the class names;
     * `NAME/centers`: the tokens with cells in the frame, as points at the mean of these cells, in pixels; the area of a
       point is a sixteenth of that of the cells, and its label names the token and its size over all frames;
     * `NAME/tokens_in_frame`: number of these tokens;
