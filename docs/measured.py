@@ -47,10 +47,24 @@ def _cell(column: str, value: float | None) -> str:
     return f"{value:.3f}" if "cosine" in column else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _table(head: list[str], rows: list[list[str]], *, text: int = 1) -> str:
+def table(head: list[str], rows: list[list[str]], *, text: int = 1) -> str:
     """A Markdown table whose first `text` columns are text, the others numbers."""
     lines = [head, ["---"] * text + ["---:"] * (len(head) - text), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def machine() -> str:
+    """The processor, its cores and the date of the comparison of the training-free methods."""
+    about = _read("family")["machine"]
+    return f"{about['cpu']}, {about['cores']} cores, {about['date']}"
+
+
+def at_budget(name: str, keep: float) -> list[str]:
+    """Cosine, rare cosine, J&F and the time of a method with its defaults in that comparison, empty where not run."""
+    columns = ("cosine", "rare cosine", "J&F", "method, ms")
+    rows = [row for row in _read("family")["all"] if row["keep"] == keep and row["label"] == row["method"]]
+    values = next((row for row in rows if _spec(row["method"]) == name), {})
+    return [_cell(column, values.get(_BENCH[column])) for column in columns]
 
 
 def bench(name: str) -> str:
@@ -79,7 +93,7 @@ def bench(name: str) -> str:
             "both.\n"
         )
     about += "\n"
-    return about + _table(["budget", "method", *_BENCH], lines, text=2)
+    return about + table(["budget", "method", *_BENCH], lines, text=2)
 
 
 def questions(name: str) -> str:
@@ -107,7 +121,7 @@ def questions(name: str) -> str:
         f"scores {100 * results['zeroshot']['full']['accuracy']:.1f} % with all 256 visual tokens; random guessing "
         "scores 18.4 %. How it was measured: [In a video language model](../studies/video_llm.md).\n\n"
     )
-    return about + _table(["tokens of 256", "without retraining", "after 100 further steps"], lines)
+    return about + table(["tokens of 256", "without retraining", "after 100 further steps"], lines)
 
 
 def fidelity(name: str) -> str:
@@ -135,7 +149,7 @@ def fidelity(name: str) -> str:
     )
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     head = ["published code", "settings", "equal tokens", "difference", "reason for the difference"]
-    return about + _table(head, lines, text=len(head))
+    return about + table(head, lines, text=len(head))
 
 
 def speed(name: str) -> str:
@@ -168,4 +182,4 @@ def speed(name: str) -> str:
     )
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     head = ["published code", "task", "device", "ratio", "equal tokens", "memory", "reason"]
-    return about + _table(head, lines, text=len(head))
+    return about + table(head, lines, text=len(head))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from fewtokens.core import registry
 from fewtokens.core.tokens import TIME_WEIGHT, Tokens
 from fewtokens.encoders import Patches, ViT, VitEncoder
 from fewtokens.encoders.config import ViTConfig
+from fewtokens.evaluation.fidelity import psnr
 from fewtokens.show import overlay
 from fewtokens.video import Video, synthetic
 
@@ -77,21 +80,28 @@ def strip(name: str) -> Strip:
     method, clip, patches = _method(name, kind.stage), _clip(), Patches(PATCH)
     budget = f"keep={KEEP}" if method.spec != registry.create_method(name).spec else ""
     full, cues = patches(clip.frames[None], clip.times, needs=("pixels",))
-    encoder = ""
+    encoder, start = "", time.process_time()
     if "keys" in needs:
         encoder = " on the keys of an untrained ViT"
         if kind.stage == "encoder":
             tokens, _ = _vit()(clip.frames[None], clip.times, block_methods=[method])
         else:
             own, cues = _vit()(clip.frames[None], clip.times, needs=needs)
+            start = time.process_time()
             tokens = method(own, **{cue: cues[cue] for cue in needs})
         tokens = tokens.replace(features=tokens.pool(full.features), prefix=None)
     else:
         tokens = method(full, **{cue: cues[cue] for cue in needs})
-    back = (patches.decode(tokens.unmerge(time_weight=TIME_WEIGHT))[0].clamp(0, 1) * 255).round().byte()
+    seconds = time.process_time() - start
+    rebuilt = patches.decode(tokens.unmerge(time_weight=TIME_WEIGHT)).clamp(0, 1)
+    back = (rebuilt[0] * 255).round().byte()
     count, cells = int(tokens.count[0]), int(full.count[0])
+    timed = " with the encoder" if kind.stage == "encoder" else ""
+    quality = psnr(rebuilt, patches.decode(full.features.unflatten(1, full.grid.shape)))
     text = (
         f"`{name}({budget})`{encoder}: {count:,} tokens of {cells:,} patches ({100 * count / cells:.1f} %), "
+        f"{'rebuilt exactly' if math.isinf(quality) else f'PSNR {quality:.1f} dB'}, "
+        f"{1e3 * seconds:,.0f} ms of CPU time{timed} when this page was built, "
         f"`synthetic({CLIP!r})`, {FRAMES} frames of {SIDE} x {SIDE} pixels. "
         "Top: frames. Middle: regions of the tokens (a color is one token of several patches; dark is dropped). "
         "Bottom: the frames rebuilt from the tokens."

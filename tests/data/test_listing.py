@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from fewtokens.data import ClipData, MovingDigits, Transform, View, collate, read_listing
+from fewtokens.data.footage import find_footage
 from fewtokens.data.tars import read_member
+from fewtokens.jobs.sources import find_sources
 from fewtokens.video import write
 
 
@@ -137,6 +139,54 @@ def test_avid(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="invalid JSON"):
         read_listing(tmp_path / "broken.json")
+
+
+def test_metadata_of_hugging_face(tmp_path):
+    """VideoFolder and ImageFolder: metadata with the column file_name."""
+    save_image(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,cat\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "label": "cat"}\n')
+    for name in ("metadata.csv", "metadata.jsonl"):
+        listing = read_listing(tmp_path / name)
+        assert [item.path for item in listing.items] == [str(tmp_path / "a.png")] and listing.classes == ("cat",)
+
+
+def test_fiftyone(tmp_path):
+    """A folder as `dataset.export(dataset_type=FiftyOneDataset)` writes it; also as footage, and as videos of a job."""
+    save_clip(tmp_path / "data" / "a.mp4")
+    save_clip(tmp_path / "elsewhere" / "b.mp4")
+    samples = [
+        {"_id": {"$oid": "64c0"}, "filepath": "data/a.mp4", "tags": ["train"],
+         "ground_truth": {"_cls": "Classification", "label": "cat"},
+         "model": {"_cls": "Classification", "label": "dog"},
+         "boxes": {"_cls": "Detections", "detections": []}},
+        {"filepath": str(tmp_path / "elsewhere" / "b.mp4"),
+         "ground_truth": {"_cls": "Classifications", "classifications": [{"label": "dog"}, {"label": "cat"}]}},
+        {"filepath": "data/gone.mp4", "ground_truth": {"_cls": "Classification", "label": "dog"}},
+        {"filepath": 7},
+    ]  # fmt: skip
+    path = tmp_path / "samples.json"
+    path.write_text(json.dumps({"samples": samples}))
+    (tmp_path / "metadata.json").write_text("{}")
+    for source in (tmp_path, path):
+        listing = read_listing(source)
+        assert listing.classes == ("cat", "dog") and listing.multi_label and listing.missing == ("data/gone.mp4",)
+        assert [(Path(item.path).name, item.labels) for item in listing.items] == [("a.mp4", (0,)), ("b.mp4", (1, 0))]
+        assert len(listing.skipped) == 1 and "sample 4" in listing.skipped[0]
+    assert [Path(item.path).name for item in find_footage(tmp_path).items] == ["a.mp4", "b.mp4"]
+    assert [Path(name).name for name, _ in find_sources([str(tmp_path)])] == ["a.mp4", "b.mp4", "gone.mp4"]
+    # Two fields of labels, none of them the ground truth.
+    samples[0]["second"] = samples[0].pop("ground_truth")
+    path.write_text(json.dumps({"samples": samples[:1]}))
+    with pytest.raises(ValueError, match=r"no labels in 1 line.*labels in several fields: model, second"):
+        read_listing(tmp_path)
+    assert len(find_footage(tmp_path).items) == 1
+    path.write_text(json.dumps({"samples": [{"filepath": "../x.mp4"}]}))
+    with pytest.raises(ValueError, match="outside"):
+        read_listing(tmp_path)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="samples"):
+        read_listing(tmp_path)
 
 
 def test_webdataset(tmp_path):

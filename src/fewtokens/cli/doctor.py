@@ -23,6 +23,7 @@ _MODULES = {
     "huggingface-hub": "huggingface_hub",
     "vector-quantize-pytorch": "vector_quantize_pytorch",
     "scikit-learn": "sklearn",
+    "rerun-sdk": "rerun",
     "gymnasium-robotics": "gymnasium_robotics",
 }
 # For the project itself; all of the others.

@@ -35,7 +35,7 @@ from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import distinct_names, source_now
 from fewtokens.cli.tokenizer_files import StoredTokenizers
 from fewtokens.cli.video_parts import VideoParts
-from fewtokens.core.checks import check_comparison, check_overlay
+from fewtokens.core.checks import DOCUMENTS, check_comparison, check_overlay
 
 if TYPE_CHECKING:
     from fewtokens.core.encoder import Encoder
@@ -89,8 +89,8 @@ def _is_file(path: Path) -> bool:
             "require a single token file",
         ),
         Mode(
-            "page", lambda values: values["target"].suffix == ".html", ("style",),
-            "have no effect on a page",
+            "page", lambda values: values["target"].suffix in DOCUMENTS, ("style",),
+            "only apply to images and videos",
         ),
         Mode(
             "comparison", lambda values: len(values["inputs"]) > 1 or len(values["specs"] or ()) > 1, ("style",),
@@ -109,7 +109,13 @@ def show(
         list[Path], typer.Argument(metavar="FILE.safetensors|VIDEO", help="Token files, or videos to tokenize.")
     ],
     target: Annotated[
-        Path, typer.Option("--out", help="Output file: .png, .gif, .mp4, or .html for a page.", rich_help_panel=OUTPUT)
+        Path,
+        typer.Option(
+            "--out",
+            help="Output file: .png, .gif, .mp4, .html for a page, .rrd for the viewer of Rerun, or .fiftyone for a "
+            "folder that FiftyOne imports.",
+            rich_help_panel=OUTPUT,
+        ),
     ],
     reading: ReadOptions,
     encoding: EncoderOptions,
@@ -151,12 +157,12 @@ def show(
         ),
     ] = "fill",
 ) -> None:
-    """Draw the region of the video that each token stands for, as an image, an interactive page or a video.
+    """Draw the region of the video that each token stands for, as an image, a page, a video, a recording or boxes.
 
     Token files contain the settings and the path of their video. Videos are tokenized first. Several methods on one
-    video, and several token files of one video, are drawn side by side or on a page (.html); several videos require a
-    page. An .mp4 has the sound of its source and, for a single method, its size. With the encoder patches, the frames
-    rebuilt from the tokens and their PSNR are included.
+    video, and several token files of one video, are drawn side by side, on a page (.html), in a recording (.rrd)
+    or as boxes (.fiftyone); several videos require a page. An .mp4 has the sound of its source and, for a single
+    method, its size. With the encoder patches, the frames rebuilt from the tokens and their PSNR are included.
 
     For a file of `fewtokens encode`, or with --tokenizer, the video is encoded by the tokenizer: of tokens of queries
     the attention is drawn, of others the codes of each cell over time.
@@ -165,7 +171,7 @@ def show(
     check_reading(reading)
     encoded = [path for path in inputs if _is_file(path) and _is_encoded(path)]
     if encoded or tokenizer is not None:
-        if len(inputs) > 1 or target.suffix == ".html":
+        if len(inputs) > 1 or target.suffix in DOCUMENTS:
             raise ValueError("--tokenizer and encoded videos are for a single video, written as .png, .gif or .mp4")
         check_overlay(target, "fill")
         if encoded:
@@ -205,7 +211,7 @@ def show(
                 with torch.inference_mode():
                     tokens = pipeline(clip).to("cpu")
                 shown.append(_Shown(path, clip, tokens, pipeline.encoder))
-    if len(shown) == 1 and target.suffix != ".html":
+    if len(shown) == 1 and target.suffix not in DOCUMENTS:
         ((_, clip, tokens, _),) = shown
         drawn, sound = (_at_source_size(clip, reading), _sound_of(clip)) if target.suffix == ".mp4" else (clip, None)
         write_overlay(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 # In the order in which "auto" prefers them.
@@ -15,7 +16,8 @@ SCORERS = (
     "'clip:FOLDER' (a text-image model), 'features' (novelty of the pixels), 'features:ENCODER' or, in a session, "
     "'model' (its language model)"
 )
-SUFFIXES = (".png", ".html", ".mp4", ".gif")
+SUFFIXES = (".png", ".html", ".mp4", ".gif", ".rrd", ".fiftyone")
+DOCUMENTS = (".html", ".rrd", ".fiftyone")  # which hold any number of results, and have no style
 IMAGES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
 STYLES = ("fill", "outline", "mean")  # see `fewtokens.show.overlay`
 MAX_COLUMNS = 5  # of a comparison that is no page
@@ -83,6 +85,7 @@ def check_overlay(path: str | Path, style: str) -> None:
     """Raises ValueError if the suffix or the style is unknown, before any work is done."""
     if Path(path).suffix not in SUFFIXES:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
+    _check_rerun(path)
     if style not in (*STYLES, "maps"):
         raise ValueError(f"style must be one of {', '.join(STYLES)}, maps, got {style!r}")
     if style == "maps" and Path(path).suffix != ".png":
@@ -96,10 +99,16 @@ def check_comparison(path: str | Path, count: int) -> None:
     suffix = Path(path).suffix
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: a comparison must be a {', '.join(SUFFIXES)}")
-    if count > MAX_COLUMNS and suffix != ".html":
+    _check_rerun(path)
+    if count > MAX_COLUMNS and suffix not in DOCUMENTS:
         raise ValueError(
             f"{path}: a {suffix} has columns for at most {MAX_COLUMNS} results, got {count}; write an .html page"
         )
+
+
+def _check_rerun(path: str | Path) -> None:
+    if Path(path).suffix == ".rrd" and find_spec("rerun") is None:
+        raise ValueError(f"{path}: a recording requires rerun-sdk; install it with pip install 'fewtokens[rerun]'")
 
 
 def check_layout(root: Path, name: str) -> tuple[Path, Path]:

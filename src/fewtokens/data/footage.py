@@ -16,7 +16,7 @@ from fewtokens.core.files import one_line
 from fewtokens.data.folders import natural, walk
 from fewtokens.data.images import read_image
 from fewtokens.data.listing import read_listing
-from fewtokens.data.lists import VIDEOS
+from fewtokens.data.lists import VIDEOS, is_fiftyone
 from fewtokens.data.tars import copy_member, find_tars, list_members, read_member
 from fewtokens.data.transforms import resize, scaled_size
 from fewtokens.encoders.frames import to_unit
@@ -70,6 +70,7 @@ def find_footage(source: str | Path, *, root: str | Path | None = None) -> Colle
     Args:
         source: a folder, searched at any depth (the Kinetics layout or any other) for videos, .npy files and folders
             of images, each of which is a video; a LeRobot dataset, each episode of each camera of which is a video;
+            a folder that FiftyOne exported (FiftyOneDataset);
             a tar or a folder of tars; or any list that `read_listing` reads, with or without labels, including a .txt
             with one path per line. Pickled lists are refused, because a pickle can run any code.
         root: the folder of the files that a list names. Default: the folder of the list.
@@ -90,7 +91,7 @@ def find_footage(source: str | Path, *, root: str | Path | None = None) -> Colle
         items = list(open_dataset(source).footage().values())
     elif source.is_dir() and (tars := find_tars(source)):
         items = [item for tar in tars for item in _in_tar(tar)]
-    elif source.is_dir():
+    elif source.is_dir() and not is_fiftyone(source):
         items = list(_in_folder(source, skipped))
     elif source.suffix == ".tar":
         items = list(_in_tar(source))

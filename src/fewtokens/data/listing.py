@@ -11,11 +11,11 @@ from pathlib import Path
 
 from fewtokens.core.files import read_header
 from fewtokens.data.folders import Lookup, natural, walk, warn_of_links
-from fewtokens.data.lists import READERS, VIDEOS, Row, class_names
+from fewtokens.data.lists import READERS, VIDEOS, Row, class_names, is_fiftyone
 from fewtokens.data.tars import find_tars, read_tars
 from fewtokens.video.images import is_image
 
-FORMATS = ("folder", "csv", "jsonl", "kinetics", "kinetics_csv", "charades", "avid", "webdataset")
+FORMATS = ("folder", "csv", "jsonl", "kinetics", "kinetics_csv", "charades", "avid", "fiftyone", "webdataset")
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,10 @@ def read_listing(
         source: a folder with one subfolder per class; a .csv or .tsv (separated by commas, semicolons or tabs) or
             .jsonl with path and label and, optionally, start and end in seconds; a .txt with one "path label",
             "path,label" or "path frames label" per line (Kinetics, mmaction); the .csv of Kinetics (label,
-            youtube_id, time_start, time_end) or Charades; the .json of AViD; a tar or a folder of tars (WebDataset:
-            an image or video and a .cls or .json with the same name).
+            youtube_id, time_start, time_end) or Charades; the .json of AViD; metadata.csv or metadata.jsonl of a
+            Hugging Face dataset (VideoFolder, ImageFolder); a folder that FiftyOne exported (FiftyOneDataset), or its
+            samples.json; a tar or a folder of tars (WebDataset: an image or video and a .cls or .json with the same
+            name).
         kind: one of `FORMATS`. Default: detected from the file.
         root: the folder of the files that a list names. Default: the folder of the list.
         classes: names by index, from the training listing. Default: the sorted names in the source (numbers in
@@ -127,6 +129,8 @@ def read_listing(
     kind = kind or _guess(source)
     if kind not in FORMATS:
         raise ValueError(f"the format must be one of {', '.join(FORMATS)}, got {kind!r}")
+    if kind == "fiftyone" and source.is_dir():
+        source /= "samples.json"
     skipped: list[str] = []
     missing: list[str] = []
     base = Path(root) if root is not None else source.parent
@@ -162,6 +166,8 @@ def read_listing(
 
 
 def _guess(source: Path) -> str:
+    if source.name == "samples.json" or is_fiftyone(source):
+        return "fiftyone"
     if source.is_dir():
         return "webdataset" if find_tars(source) else "folder"
     suffix = source.suffix.lower()
@@ -169,7 +175,7 @@ def _guess(source: Path) -> str:
         columns = {name.lower() for name in read_header(source)}
         if "youtube_id" in columns:
             return "kinetics_csv"
-        return "charades" if {"id", "actions"} <= columns else "csv" if "path" in columns else "kinetics"
+        return "charades" if {"id", "actions"} <= columns else "csv" if {"path", "file_name"} & columns else "kinetics"
     by_suffix = {".jsonl": "jsonl", ".json": "avid", ".tar": "webdataset"}
     if suffix not in by_suffix:
         raise ValueError(f"{source}: unknown list format; expected a folder, .csv, .tsv, .jsonl, .json, .txt or .tar")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fewtokens.core.files import parse_json, read_json, read_lines, read_table
 from fewtokens.core.plain import conform
@@ -63,11 +64,15 @@ def _is_media(name: str) -> bool:
 
 
 def read_csv(source: Path, lookup: Lookup, skipped: list[str]) -> Iterator[Row]:
-    """Reads the columns path, label (several are separated by ";") and, optionally, start and end in seconds."""
+    """Reads the columns path, label (several are separated by ";") and, optionally, start and end in seconds.
+
+    In metadata.csv of a Hugging Face dataset (VideoFolder, ImageFolder) the path is called file_name.
+    """
     for line, cells, surplus in read_table(source):
         where = f"{source}, line {line}"
         row = {name.lower(): cell for name, cell in cells.items()}
-        if not row.get("path"):
+        row["path"] = row.get("path") or row.get("file_name", "")
+        if not row["path"]:
             skipped.append(f"{where}: no path or no label")
         elif surplus > 0:
             skipped.append(f"{where}: more cells than the header; quote paths and labels that contain a comma")
@@ -77,12 +82,15 @@ def read_csv(source: Path, lookup: Lookup, skipped: list[str]) -> Iterator[Row]:
 
 
 def read_jsonl(source: Path, lookup: Lookup, skipped: list[str]) -> Iterator[Row]:
-    """Reads one object per line: path, label (text, a number or a list) and, optionally, start and end in seconds."""
+    """Reads one object per line: path, label (text, a number or a list) and, optionally, start and end in seconds.
+
+    The path may be called file_name, as in `read_csv`.
+    """
     for number, line in read_lines(source):
         where = f"{source}, line {number}"
         try:
             row = conform(parse_json(line, where), dict, where)
-            path = conform(row.get("path"), str, f"{where}: path")
+            path = conform(row.get("path", row.get("file_name")), str, f"{where}: path")
             labels = parse_labels(row.get("label"), f"{where}: label")
         except ValueError as error:
             skipped.append(f"{where}: not an object with path and label ({str(error).removeprefix(where)[2:]})")
@@ -188,6 +196,40 @@ def read_avid(source: Path, lookup: Lookup, skipped: list[str]) -> Iterator[Row]
             yield Row(f"{source}, {name}", name, (label,) if label else ())
 
 
+def is_fiftyone(folder: Path) -> bool:
+    """Whether this is a folder that FiftyOne exported as a `FiftyOneDataset`."""
+    return (folder / "metadata.json").is_file() and (folder / "samples.json").is_file()
+
+
+def read_fiftyone(source: Path, lookup: Lookup, skipped: list[str]) -> Iterator[Row]:
+    """Reads samples.json of a `FiftyOneDataset`: file paths, and the labels in fields of classifications.
+
+    Labels are those of the field ground_truth, or of the only field of classifications. If there are several others,
+    no label is read, and the name of each row lists these fields.
+    """
+    samples = read_json(source, dict[str, Any]).get("samples")
+    samples = conform(samples, list[dict[str, Any]], f"{source}: samples")
+    kinds = ("Classification", "Classifications")
+    fields = {
+        name: None for sample in samples for name, value in sample.items()
+        if isinstance(value, dict) and value.get("_cls") in kinds
+    }  # fmt: skip
+    field = "ground_truth" if "ground_truth" in fields else next(iter(fields)) if len(fields) == 1 else None
+    ambiguous = "" if field or not fields else f" (labels in several fields: {', '.join(fields)})"
+    for number, sample in enumerate(samples, 1):
+        where = f"{source}, sample {number}{ambiguous}"
+        value = sample.get(field) or {}
+        parts = value.get("classifications", [value]) if isinstance(value, dict) else []
+        try:
+            path = conform(sample.get("filepath"), str, f"{where}: filepath")
+            names = [conform(part, dict[str, Any], where).get("label") for part in conform(parts, list[Any], where)]
+            labels = parse_labels([name for name in names if name is not None], f"{where}: label")
+        except ValueError as error:
+            skipped.append(str(error))
+            continue
+        yield Row(where, path, labels)
+
+
 READERS: dict[str, Callable[[Path, Lookup, list[str]], Iterator[Row]]] = {
     "csv": read_csv,
     "jsonl": read_jsonl,
@@ -195,6 +237,7 @@ READERS: dict[str, Callable[[Path, Lookup, list[str]], Iterator[Row]]] = {
     "kinetics_csv": read_kinetics,
     "charades": read_charades,
     "avid": read_avid,
+    "fiftyone": read_fiftyone,
 }
 
 

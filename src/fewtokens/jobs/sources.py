@@ -18,8 +18,9 @@ from fewtokens.core.checks import is_collection
 from fewtokens.core.files import read_lines
 from fewtokens.core.identity import describe_source
 from fewtokens.data.folders import walk
+from fewtokens.data.footage import find_footage
 from fewtokens.data.lerobot import is_lerobot, open_dataset
-from fewtokens.data.lists import VIDEOS
+from fewtokens.data.lists import VIDEOS, is_fiftyone
 from fewtokens.video.images import is_image
 
 # Seconds without a byte after which a download fails, and the largest download.
@@ -31,8 +32,9 @@ def find_sources(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
     Args:
         arguments: videos; folders, which are searched at any depth for videos and folders of images; patterns such as
-            "videos/**/*.mp4"; LeRobot datasets, each episode of which is a video; and lists, .txt files with a path or
-            URL per line (paths are relative to the list). A path or URL may end in "#t=2.5,10", a part in seconds.
+            "videos/**/*.mp4"; LeRobot datasets, each episode of which is a video; folders that FiftyOne exported; and
+            lists, .txt files with a path or URL per line (paths are relative to the list). A path or URL may end in
+            "#t=2.5,10", a part in seconds.
 
     Returns:
         (path or URL as given, absolute path or URL) of each video, once; of an episode that is a part of a file, its
@@ -68,6 +70,10 @@ def _locate(text: str, path: Path) -> Iterator[str]:
         if not path.exists():
             raise ValueError(f"{text}: no such file or folder")
         yield text
+    elif is_fiftyone(path):
+        found = find_footage(path)
+        # Missing files become rows with an error.
+        yield from (*(item.path for item in found.items), *(os.path.join(path, name) for name in found.missing))
     elif path.is_dir():
         for folder, names in walk(path, []):
             yield from (os.path.join(folder, name) for name in names if Path(name).suffix.lower() in VIDEOS)

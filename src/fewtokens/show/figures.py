@@ -10,16 +10,18 @@ from typing import Any
 import torch
 
 from fewtokens.core import registry
-from fewtokens.core.checks import check_comparison, check_overlay
+from fewtokens.core.checks import DOCUMENTS, check_comparison, check_overlay
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.inputs import DEFAULT_FRAMES, DEFAULT_SIZE, to_frames
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import TIME_WEIGHT, Tokens
 from fewtokens.encoders import load_encoder
 from fewtokens.evaluation.fidelity import psnr
+from fewtokens.show.boxes import write_boxes
 from fewtokens.show.comparison import draw_comparison
 from fewtokens.show.labels import shorten
 from fewtokens.show.page import write_page
+from fewtokens.show.recording import write_recording
 from fewtokens.show.side_by_side import write_columns
 from fewtokens.show.types import Clip, Result
 from fewtokens.show.write import write_overlay
@@ -35,9 +37,10 @@ def draw(tokens: Tokens, path: str | Path, video: Any = None, *, style: str = "f
 
     Args:
         tokens: of one video, B=1.
-        path: a .png, .gif or .mp4, or an .html page, which also shows the frames rebuilt from pixel patches.
+        path: a .png, .gif or .mp4; an .html page or an .rrd recording, which also show the frames rebuilt from pixel
+            patches; or a folder that ends in .fiftyone, see `write_boxes`.
         video: its frames: a path, a `Video`, or frames [T,3,H,W]. Default: the file that the tokens were made from.
-        style: "fill", "outline", "mean" or "maps", see `write_overlay`; has no effect on a page.
+        style: "fill", "outline", "mean" or "maps", see `write_overlay`; only of images and videos.
 
     Returns:
         The path.
@@ -47,8 +50,8 @@ def draw(tokens: Tokens, path: str | Path, video: Any = None, *, style: str = "f
     """
     check_overlay(path, style)
     clip = _video_of(tokens, video)
-    if Path(path).suffix == ".html":
-        return write_page([Clip(clip.name, clip.frames, clip.times, [result_of(clip, tokens)])], path)
+    if Path(path).suffix in DOCUMENTS:
+        return write_comparison(Clip(clip.name, clip.frames, clip.times, [result_of(clip, tokens)]), path)
     return write_overlay(path, clip.frames, tokens, times=clip.times, fps=frame_rate(clip), style=style, name=clip.name)
 
 
@@ -70,8 +73,8 @@ def compare(
 
     Args:
         video: a path, a `Video`, or frames [T,3,H,W].
-        specs: specs of the methods, at most 5 unless it is a page.
-        path: a .png, an .html page, or an .mp4 or .gif.
+        specs: specs of the methods, at most 5 for an image or a video.
+        path: a .png, an .html page, an .rrd recording, an .mp4 or .gif, or a folder that ends in .fiftyone.
         encoder: an encoder, or a name for `load_encoder`. Frames are rebuilt, with their PSNR, if it is "patches".
         keep: budget of methods whose spec sets none.
         frames, size: number of frames to read from a path, and their short side in pixels.
@@ -99,11 +102,17 @@ def compare(
 
 
 def write_comparison(clip: Clip, path: str | Path, *, fps: float = 8.0, sound: Sound | None = None) -> Path:
-    """Draws the results of one clip side by side, as a .png, a page or a video; `fps` and `sound` are of a video."""
+    """Draws the results of one clip in the form that the suffix of the path names, see `compare`.
+
+    `fps` and `sound` are those of a video.
+    """
     check_comparison(path, len(clip.results))
-    if Path(path).suffix == ".html":
+    suffix = Path(path).suffix
+    if suffix == ".html":
         return write_page([clip], path)
-    if Path(path).suffix != ".png":
+    if suffix in DOCUMENTS:
+        return write_recording(clip, path) if suffix == ".rrd" else write_boxes(clip, path)
+    if suffix != ".png":
         return write_columns(path, clip, fps=fps, sound=sound)
     caption = f"{clip.describe()}."
     if any("psnr_db" in result.numbers for result in clip.results):
