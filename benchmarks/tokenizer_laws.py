@@ -3,9 +3,10 @@
     python benchmarks/tokenizer_laws.py                      # all rows
     python benchmarks/tokenizer_laws.py --only fqgan cat     # these presets; other rows stay as they were
 
-Each preset of videos or images is trained at its tiny size, with the losses of its recipe and AdamW (2e-3, 10 steps of
-warm-up), until the PSNR of both clips is 6 dB above that of their mean frame, but at most 1,500 steps. That line is the
-mean over the frames of both clips: what a decoder that does not read its tokens can give at best.
+Each preset of videos or images is trained at its tiny size, with the losses of its recipe and AdamW (10 steps of
+warm-up to 2e-3, or to 5e-4 for five that do not settle at 2e-3), until the PSNR of both clips is 6 dB above that of
+their mean frame, but at most 1,500 steps. That line is the mean over the frames of both clips: what a decoder that does
+not read its tokens can give at best.
 
 Those that decode parts of their tokens are trained again on 4 clips, 400 steps or 1,500 if tokens are dropped in
 training, and decoded from the first token, two, and so on; or the coarsest scale, two, and so on; or with fewer and

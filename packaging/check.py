@@ -61,10 +61,10 @@ def main() -> None:
     chosen = args.extras.split(",") if args.extras else ["", *known]
     if unknown := sorted(set(chosen) - {"", *known}):
         parser.error(f"no extra {', '.join(unknown)}; there are {', '.join(known)}")
-    found = [name for name in args.python or VERSIONS if shutil.which(name)]
+    found = [name for name in args.python or VERSIONS if runs(name)]
     absent = [name for name in args.python or VERSIONS if name not in found]
     if not found:
-        parser.error(f"none of {', '.join(absent)} is on PATH")
+        parser.error(f"none of {', '.join(absent)} runs")
 
     failed = 0
     with tempfile.TemporaryDirectory(prefix="fewtokens-package-") as folder:
@@ -82,8 +82,13 @@ def main() -> None:
                 label = f"fewtokens[{extra}]" if extra else "fewtokens"
                 print(f"{interpreter}  {label:<24} {time.perf_counter() - start:5.0f} s  {result}", flush=True)
     if absent:
-        print(f"not tested, because not on PATH: {', '.join(absent)}")
+        print(f"not tested, because not on PATH or without effect there: {', '.join(absent)}")
     sys.exit(failed > 0)
+
+
+def runs(interpreter: str) -> bool:
+    """Whether an interpreter is on PATH and starts; managers of versions have placeholders for those not chosen."""
+    return bool(shutil.which(interpreter)) and subprocess.run([interpreter, "-V"], capture_output=True).returncode == 0
 
 
 def extras() -> list[str]:

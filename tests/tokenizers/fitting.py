@@ -16,6 +16,8 @@ from fewtokens.train.tokenizer_recipe import make_tokenizer_recipe
 from fewtokens.video import synthetic
 
 _CHECK = 50
+# Learning rates other than 2e-3, at which these networks do not settle.
+_RATES = dict.fromkeys(("divot", "vidtok_fsq_262144", "one_d_piece", "flextok", "semanticist"), 5e-4)
 
 
 def clips(name: str, count: int) -> Tensor:
@@ -37,11 +39,12 @@ def train(name: str, frames: Tensor, steps: int, *, decay: bool = False) -> Iter
     torch.manual_seed(0)
     tokenizer = create_tokenizer(name, tiny=True)
     objective = ReconstructionObjective(make_tokenizer_recipe(name), tokenizer)
-    optimizer = torch.optim.AdamW([p for p in tokenizer.parameters() if p.requires_grad], 2e-3, weight_decay=0.0)
+    rate = _RATES.get(name, 2e-3)
+    optimizer = torch.optim.AdamW([p for p in tokenizer.parameters() if p.requires_grad], rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
     for step in range(1, steps + 1):
         rest = 2 * (1 - (step - 1) / steps) if decay else 1.0
-        optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, step / 10, rest)
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, step / 10, rest)
         loss, _ = objective(tokenizer.train(), {"frames": frames}, generator)
         optimizer.zero_grad()
         loss.backward()

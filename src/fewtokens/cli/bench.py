@@ -369,7 +369,8 @@ def bench(
                 append_row(target / "rows.jsonl", results[job])
                 if spec == FULL and not estimated:
                     estimated = True
-                    log_estimate(time.perf_counter() - start, encoded, specs, requested[finished:], repeats)
+                    left = [spec for _, spec, _ in requested[finished:]]
+                    log_estimate(time.perf_counter() - start, encoded, specs, left, repeats, select)
                 advance(finished)
         advance(len(requested))
     rows = [results[job] for job in requested if job in results]

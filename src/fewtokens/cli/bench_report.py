@@ -159,17 +159,25 @@ def print_report(summary: list[dict[str, Any]], target: Path, measure: str) -> N
     out.print(f"[bold]Tables[/bold] {escape(str(target / 'results.md'))}, .csv, .json", highlight=False)
 
 
-def log_estimate(full: float, encoded: EncodedItem, specs: Sequence[str], left: Sequence[Any], repeats: int) -> None:
+def log_estimate(
+    full: float, encoded: EncodedItem, specs: Sequence[str], left: Sequence[str], repeats: int, select: str | None
+) -> None:
     """Prints about how long the remaining measurements take, from the first one, of all tokens.
 
     A method before or inside the encoder encodes the clip again for each run; the others are assumed to cost as much as
     the row of all tokens, most of which is the comparison with the full features. Clips are assumed to be similar.
+
+    Args:
+        full: seconds of the first measurement.
+        left: the spec of each remaining one; on selected frames it starts with `select`.
     """
     from fewtokens.core import registry
+    from fewtokens.evaluation.bench import FULL
 
     encoding = statistics.median(encoded.milliseconds) / 1000
     again = {spec for spec in specs if any(registry.get(name).stage != "tokens" for name, _ in registry.parse(spec))}
-    seconds = sum(full + (repeats + 1) * encoding * (spec in again or spec == "full") for _, spec, _ in left)
+    again.add(FULL)
+    seconds = sum(full + (repeats + 1) * encoding * (spec.removeprefix(f"{select} | ") in again) for spec in left)
     unit = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
     log.print(f"about {unit} for the remaining {len(left)} measurements", highlight=False)
 
