@@ -273,9 +273,9 @@ class SlotReader(nn.Module):
     def __init__(self, llm: Any, vocabulary: Vocabulary, dim: int = 64) -> None:
         super().__init__()
         self.llm, self.vocabulary = llm, vocabulary
-        hidden, waves = llm.config.hidden_size, 2 * len(PERIODS)
+        hidden, number = llm.config.hidden_size, 2 * len(PERIODS)
         self.projector = nn.Linear(dim, hidden)
-        self.span, self.moment = nn.Linear(2 * waves, hidden), nn.Linear(waves, hidden)
+        self.span, self.moment = nn.Linear(2 * number, hidden), nn.Linear(number, hidden)
 
     @torch.no_grad()
     def align(self, codes: Tensor, generator: torch.Generator) -> None:
@@ -297,8 +297,7 @@ class SlotReader(nn.Module):
         hidden = words.shape[1]
         if count + 3 * number >= hidden:
             raise ValueError(f"{count} codes require more than {count + 3 * number} channels, got {hidden}")
-        length = number**0.5
-        basis = length * torch.linalg.qr(torch.randn(hidden, hidden, generator=generator))[0]
+        basis = number**0.5 * torch.linalg.qr(torch.randn(hidden, hidden, generator=generator))[0]
         names, moment, span, rest = basis.split([count, number, 2 * number, hidden - count - 3 * number], 1)
         words.copy_(torch.randn(words.shape, generator=generator) * (number / hidden) ** 0.5)
         words[self.vocabulary.encode([name_of(code) for code in range(count)])] = names.T
