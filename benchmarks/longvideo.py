@@ -1,9 +1,10 @@
 """What memories still know of videos of 1 minute, 1 hour and 10 hours, decoded from their tokens alone.
 
-    taskset -c 1 python benchmarks/longvideo.py [NAME ...]   # names of settings; default: all. About 25 minutes.
+    taskset -c 1 python benchmarks/longvideo.py [--only MEMORY,...] [NAME ...]   # settings; default: all, 35 minutes
 
 Scenes of 32 codes and 8 frames that occur once (2 in a minute), with noise, at 1 frame per second; three videos each,
-pushed as a batch. The trained memories have their initial parameters. `longvideo_pixels.py` has the same questions
+pushed as a batch. The trained memories have their initial parameters. With `--only`, the rows of all
+other memories stay. `longvideo_pixels.py` has the same questions
 about rendered frames; `longvideo_real.py` finds scenes in real video.
 """
 
@@ -33,10 +34,12 @@ BASELINES = ("ring(1)", "ring({cap})", "reservoir({cap})", "halving({cap})", "to
 PLAIN = ("ring", "reservoir", "halving", "tome_cap", "kmeans_cap")
 UNTRAINED = ("videollamb({cap}, dim={dim})", "tdc({cap}, dim={dim})", "videostreaming({cap}, dim={dim})",
     "video_xl_pro({cap}, dim={dim})", "vidcompress({cap}, dim={dim})")  # fmt: skip
+# Its cost per frame grows with its memory, so that this has at most 64 tokens.
+TURING = "token_turing_memory({small}, tokens={small}, dim={dim})"
 ALL = (
     *BASELINES, "moviechat({cap})", "moviechat({cap}, short=1, slots=1)",
     "moviechat({cap}, short=1, slots=1, variant='paper')", "videoscan({cap})", "videoscan({cap}, rule='merge')",
-    *UNTRAINED,
+    "ma_lmm({cap})", "lion_fs({cap}, dim={dim})", *UNTRAINED, TURING,
 )  # fmt: skip
 FEW = (ALL[2], *ALL[7:10])
 # Name: seconds, cap, noise, memories.
@@ -48,7 +51,7 @@ SETTINGS = {
     "10 h, noise 1.5": (36_000, 512, 1.5, FEW),
 }
 CURVE, CAPS = "1 h, by slots", (16, 32, 64, 128, 256)
-CURVES = tuple(spec for spec in ALL if "paper" not in spec and spec != "ring(1)")
+CURVES = tuple(spec for spec in ALL if "paper" not in spec and spec not in ("ring(1)", TURING))
 KINDS = ("far", "near", "order", "first", "last", "back", "needle")
 COLUMNS = (*KINDS, "count error", *(name for name, *_ in DISTANCES))
 CAPTION = (
@@ -61,13 +64,14 @@ NOTES = (
     "of the video. Count error: scenes of a code. Tokens: read for a question. Bytes: state of one video. "
     "Microseconds: CPU time per frame of a batch of three. Last tenth: time per frame of the last tenth of the video "
     "divided by that of the sixth, fastest half of the chunks. Text only: without the video. Not trained: "
-    "videollamb, tdc, videostreaming, video_xl_pro, vidcompress."
+    "videollamb, tdc, videostreaming, video_xl_pro, vidcompress, and token_turing_memory, whose network is then random."
 )
 
 
 def build(template: str, cap: int, dim: int) -> tuple[str, Memory]:
     """The spec of a memory, and the memory."""
-    spec = template.format(cap=cap, large=max(16, cap // 4), dim=dim)
+    spec = template.format(cap=cap, large=max(16, cap // 4), small=min(cap, 64), dim=dim)
+    torch.manual_seed(0)
     (memory,) = fewtokens.build(spec)
     return spec.replace(f", dim={dim}", ""), memory
 
@@ -160,7 +164,11 @@ def draw(rows: list[dict[str, Any]], guess: float) -> None:
     plt.close(figure)
 
 
-def curve() -> list[dict[str, Any]]:
+def selected(template: str | None, only: Sequence[str]) -> bool:
+    return not only or (template or "text only").partition("(")[0] in only
+
+
+def curve(before: list[dict[str, Any]], only: Sequence[str]) -> list[dict[str, Any]]:
     """Scores of one hour for several numbers of slots."""
     rows = []
     scripts = sample(3600, 0.6)
@@ -168,6 +176,9 @@ def curve() -> list[dict[str, Any]]:
         name = template.partition("(")[0]
         if "short=1" in template or "merge" in template:
             name += "(short=1)" if "short=1" in template else "(merge)"
+        if not selected(template, only):
+            rows += [row for row in before if row["method"] == name]
+            continue
         for cap in CAPS:
             row = measure(template, cap, scripts)
             rows.append(
@@ -180,7 +191,9 @@ def curve() -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=[*SETTINGS, CURVE], metavar="NAME")
-    names = parser.parse_args().names
+    parser.add_argument("--only", default="", help="names of memories, comma-separated")
+    options = parser.parse_args()
+    names, only = options.names, options.only.split(",") if options.only else ()
     path = RESULTS / "longvideo.json"
     tables: dict[str, Any] = {}
     if path.exists():
@@ -188,12 +201,17 @@ def main() -> None:
         tables = before if isinstance(before, dict) else {}
     for name in names:
         if name == CURVE:
-            tables[name] = curve()
+            tables[name] = curve(tables.get(name, []), only)
         else:
             seconds, cap, noise, specs = SETTINGS[name]
             scripts = sample(seconds, noise)
+            rows = {row["memory"]: row for row in tables.get(name, ())}
             tables[name] = []
             for template in (None, *specs):
+                if not selected(template, only):
+                    spec = "text only" if template is None else build(template, cap, scripts[0].codes.shape[1])[0]
+                    tables[name] += [rows[spec]] if spec in rows else []
+                    continue
                 tables[name].append(measure(template, cap, scripts))
                 print(name, tables[name][-1], flush=True)
         tables = {key: tables[key] for key in (*SETTINGS, CURVE) if key in tables}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -302,3 +303,35 @@ def test_video_xl_2_with_all_chunks_is_attention_with_the_mask_of_chunks():
         kv.method.dense = 1
         assert (logits(session) - expected).abs().max() > 1e-3
     assert len(memory.host) == 3 and session.ask(FIRST, 2).tokens == 32 + 2 * 7
+
+
+HALF = (ALL, *MEMORIES, "video_xl_2(dense=1, chunk=2, sparse=4, previous=1)")
+
+
+@pytest.mark.parametrize(
+    ("family", "spec"), [("qwen2_vl", ALL), ("qwen2_vl", MEMORIES[2]), *(("llava_onevision", spec) for spec in HALF)]
+)
+def test_half_precision(family, spec, tmp_path):
+    """The state is bfloat16 and bit-equal in any chunks, and logits are close to those of float32."""
+    model, processor = loaded(family)
+    half = deepcopy(model).bfloat16()
+
+    def push(chunk: int) -> StreamSession:
+        session = StreamSession(half, processor, spec)
+        for at in range(0, 8, chunk):
+            session.push(CLIP.frames[at : at + chunk], CLIP.times[at : at + chunk])
+        return session
+
+    session, full = push(8), stream(family, spec)
+    slots = state(session).slots
+    assert {part.dtype for part in (*slots.keys, *slots.values)} == {torch.bfloat16}
+    assert torch.equal(slots.info[:, STEP], state(full).slots.info[:, STEP])
+    assert_same(state(session), state(push(3)))
+    ours, expected = logits(session), logits(full)
+    assert ours.dtype == torch.bfloat16 and bool(ours.isfinite().all())
+    assert float((ours.float() - expected).norm() / expected.norm()) < 0.05
+    first = session.ask(FIRST, 3).text
+    again = StreamSession(half, processor, spec)
+    again.restore(session.snapshot(tmp_path / "state.safetensors"))
+    assert_same(state(session), state(again))
+    assert again.ask(FIRST, 3).text == first
