@@ -23,19 +23,22 @@ from tests.helpers.pages import ROOT, blocks
 GUIDE = ROOT / "docs" / "guides" / "add_a_method.md"
 
 
-def generate(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> Path:
+    """The pages of all methods, in a folder that had the page of a method of an earlier version."""
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "gone.md").write_text("a method of an earlier version", encoding="utf-8")
     runpy.run_path(str(ROOT / "docs" / "generate.py"))["write"](folder, images=False)
+    return folder
 
 
-def test_every_method_has_a_page_and_a_line_of_the_index(tmp_path):
-    (tmp_path / "gone.md").write_text("a method of an earlier version")
-    generate(tmp_path)
+def test_every_method_has_a_page_and_a_line_of_the_index(pages):
     names = {*registry.every_name()}
-    assert {path.stem for path in tmp_path.iterdir()} == {*names, "index"}
-    index = (tmp_path / "index.md").read_text(encoding="utf-8")
+    assert {path.stem for path in pages.iterdir()} == {*names, "index"}
+    index = (pages / "index.md").read_text(encoding="utf-8")
     assert set(re.findall(r"\* \[`(\w+)`\]\(\1\.md\): \S", index)) == names
     for name in names:
-        page, kind = (tmp_path / f"{name}.md").read_text(encoding="utf-8"), registry.get(name)
+        page, kind = (pages / f"{name}.md").read_text(encoding="utf-8"), registry.get(name)
         assert page.startswith(f"# {name}\n") and f"{kind.__name__}(" in page
         for argument in inspect.signature(kind).parameters:
             assert re.search(rf"^\| `{argument}` \| `[^|]+` \| (`[^`]+`|see text) \| \S", page, re.M), (name, argument)
@@ -49,8 +52,7 @@ def test_every_method_has_a_page_and_a_line_of_the_index(tmp_path):
             assert f"`{cue}`" in facts["needs"]
 
 
-def test_the_defaults_are_those_in_effect(tmp_path):
-    generate(tmp_path)
+def test_the_defaults_are_those_in_effect(pages):
     defaults = {
         ("evs", "keep"): "`0.25`",
         ("rlt", "tau"): "`0.1`",
@@ -60,9 +62,9 @@ def test_the_defaults_are_those_in_effect(tmp_path):
         ("kmeans", "seed"): "`0`",
     }
     for (name, argument), default in defaults.items():
-        page = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+        page = (pages / f"{name}.md").read_text(encoding="utf-8")
         assert re.search(rf"^\| `{argument}` \| .* \| {default} \|", page, re.M), (name, argument)
-    assert "T\\*H\\*W" in (tmp_path / "rlt.md").read_text(encoding="utf-8")
+    assert "T\\*H\\*W" in (pages / "rlt.md").read_text(encoding="utf-8")
 
 
 def test_contributing_leaves_the_example_to_the_guide():

@@ -30,10 +30,13 @@ def clips(name: str, count: int) -> Tensor:
     return torch.stack(videos)
 
 
-def train(name: str, frames: Tensor, steps: int, *, decay: bool = False) -> Iterator[tuple[int, Tokenizer]]:
+def train(
+    name: str, frames: Tensor, steps: int, *, batch: int = 8, decay: bool = False
+) -> Iterator[tuple[int, Tokenizer]]:
     """Trains a tiny preset with the losses of its recipe; yields it in eval mode after every 50 steps.
 
     Args:
+        batch: clips per step, at random if there are more.
         decay: whether the learning rate falls to 0 in the second half.
     """
     torch.manual_seed(0)
@@ -45,7 +48,8 @@ def train(name: str, frames: Tensor, steps: int, *, decay: bool = False) -> Iter
     for step in range(1, steps + 1):
         rest = 2 * (1 - (step - 1) / steps) if decay else 1.0
         optimizer.param_groups[0]["lr"] = rate * min(1.0, step / 10, rest)
-        loss, _ = objective(tokenizer.train(), {"frames": frames}, generator)
+        some = frames if len(frames) <= batch else frames[torch.randperm(len(frames), generator=generator)[:batch]]
+        loss, _ = objective(tokenizer.train(), {"frames": some}, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
