@@ -1,7 +1,7 @@
 """Builds the wheel and the sdist, and tests them in fresh environments: the base package, and each extra alone.
 
     make test-package
-    python packaging/check.py --extras show,onnx     # only these
+    python packaging/check.py --extras show,onnx     # only these; "": only the base package
     python packaging/check.py --python python3.13    # one interpreter
 
 Of Python 3.11, 3.12 and 3.13, those that are on PATH; the report names the others. In each environment:
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--extras", help="comma-separated extras (default: all but vllm, and none)")
     args = parser.parse_args()
     known = [extra for extra in extras() if extra not in OMITTED]
-    chosen = args.extras.split(",") if args.extras else ["", *known]
+    chosen = args.extras.split(",") if args.extras is not None else ["", *known]
     if unknown := sorted(set(chosen) - {"", *known}):
         parser.error(f"no extra {', '.join(unknown)}; there are {', '.join(known)}")
     found = [name for name in args.python or VERSIONS if runs(name)]
