@@ -15,8 +15,8 @@ scale, two, and so on; or with fewer and fewer pixels per token.
 Presets of other signals (vat, wavtokenizer, i2_world) have tests of the same kind in tests/tokenizers/presets.
 
 Cost: about 45 minutes of one core. Expect: 6 dB for every preset of the first table but divot, whose decoder samples
-frames from features of a random network, and a PSNR that falls by at most 0.01 dB along a row of the second. Where tokens are
-dropped in training, the first one or two say which of the clips it is, and the others add little.
+frames from features of a random network, and a PSNR that falls by at most 0.01 dB along a row of the second.
+Where tokens are dropped in training, the first one or two say which of the clips it is, and the others add little.
 """
 
 from __future__ import annotations
