@@ -10,6 +10,7 @@ import torch
 from fewtokens.core.checks import check_comparison
 from fewtokens.core.files import atomic_folder, write_json
 from fewtokens.core.tokens import Tokens
+from fewtokens.show.overlay import cells_in_frame
 from fewtokens.show.page import jpeg_bytes
 from fewtokens.show.types import Clip
 
@@ -53,9 +54,7 @@ def write_boxes(clip: Clip, folder: str | Path) -> Path:
 def _boxes(tokens: Tokens, row: int) -> list[tuple[list[float], dict[str, float]]]:
     """The box (left, top, width and height as fractions) and the attributes of each token in a frame of the grid."""
     _, H, W = tokens.grid.shape
-    cells = tokens.assignment[0].cpu().reshape(tokens.grid.shape)[row]
-    y, x = (cells >= 0).nonzero().unbind(1)
-    ids, index, count = cells[y, x].unique(return_inverse=True, return_counts=True)
+    y, x, ids, index, count = cells_in_frame(tokens, row)
     corners = torch.stack([x / W, y / H, (x + 1) / W, (y + 1) / H], 1)
     index = index[:, None].expand(-1, 2)
     low, high = (

@@ -33,6 +33,20 @@ def token_map(tokens: Tokens, frames: int, height: int, width: int, part: slice 
     return assignment[t[part]][:, y][:, :, x]
 
 
+def cells_in_frame(tokens: Tokens, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The cells of a frame of the grid that have a token, and these tokens.
+
+    Returns:
+        y, x: place of each cell, int64 [n].
+        ids: the m different tokens, int64 [m], ascending.
+        index: which of `ids` each cell has, int64 [n].
+        count: cells of each of `ids`, int64 [m].
+    """
+    cells = tokens.assignment[0].cpu().reshape(tokens.grid.shape)[row]
+    y, x = (cells >= 0).nonzero().unbind(1)
+    return y, x, *cells[y, x].unique(return_inverse=True, return_counts=True)
+
+
 def overlay(frames: Tensor, tokens: Tokens, style: str = "fill") -> Tensor:
     """Draws the regions of the tokens over the frames; returns uint8 [T,3,H,W].
 

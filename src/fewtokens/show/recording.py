@@ -13,7 +13,7 @@ from fewtokens.core.checks import check_comparison
 from fewtokens.core.files import atomic_file
 from fewtokens.core.keys import heading
 from fewtokens.core.tokens import Tokens
-from fewtokens.show.overlay import overlay_parts, token_colors, token_map
+from fewtokens.show.overlay import cells_in_frame, overlay_parts, token_colors, token_map
 from fewtokens.show.types import Clip, Result
 
 # Class ids are 16 bit; 0 is a dropped cell.
@@ -116,9 +116,7 @@ def _image(rerun: Any, frame: Tensor) -> Any:
 def _centers(tokens: Tokens, row: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """The tokens with cells in a frame of the grid, their centers (x,y) and radii in pixels: [n], [n,2], [n]."""
     _, H, W = tokens.grid.shape
-    cells = tokens.assignment[0].cpu().reshape(tokens.grid.shape)[row]
-    y, x = (cells >= 0).nonzero().unbind(1)
-    found, index, count = cells[y, x].unique(return_inverse=True, return_counts=True)
+    y, x, found, index, count = cells_in_frame(tokens, row)
     middle = torch.stack([(x + 0.5) * width / W, (y + 0.5) * height / H], 1)
     centers = torch.zeros(len(found), 2).index_add_(0, index, middle) / count[:, None]
     area = count * (height / H) * (width / W) / 16

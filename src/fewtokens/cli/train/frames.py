@@ -12,7 +12,7 @@ from rich.markup import escape
 from fewtokens.cli.command import verb
 from fewtokens.cli.console import log, out
 from fewtokens.cli.errors import check_exists
-from fewtokens.cli.jobs import has_engine, job_modes, report_job, run_videos_job
+from fewtokens.cli.jobs import job_modes, report_job, run_videos_job
 from fewtokens.cli.options import INPUT, OUTPUT, JobOptions, JsonOption, RootOption
 from fewtokens.cli.progress import progress
 from fewtokens.cli.tables import print_json
@@ -56,8 +56,9 @@ def frames(
     """
     if size < 0:
         raise ValueError(f"--size must be at least 0, got {size}")
-    footage = _find(data, root, pattern=has_engine({"engine": jobs.engine}))
-    if has_engine({"engine": jobs.engine}):
+    in_shards = jobs.engine is not None
+    footage = _find(data, root, pattern=in_shards)
+    if in_shards:
         _run_job(footage, target, size, jobs, as_json)
         return
     from fewtokens.data.packed import pack_frames
