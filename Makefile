@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 NEWEST := torch transformers av accelerate
 LOWEST := transformers==$(shell sed -n 's/^llm = .*transformers>=\([0-9.]*\),<.*/\1/p' pyproject.toml)
 
-.PHONY: demo check test test-page test-newest test-lowest test-vllm test-ray test-package gpu-check lint format docs bench clean
+.PHONY: demo check test test-page test-newest test-lowest test-vllm test-ray test-package gpu-check lint format docs clean
 
 demo: $(READY)
 	$(BIN)/fewtokens demo --out demo
@@ -71,9 +71,6 @@ docs: $(VENV)/.ready-docs
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python docs/check_links.py
-
-bench: $(READY)
-	for script in $(filter-out benchmarks/common.py benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$script" || exit 1; done
 
 # Rebuilt if the requirements change.
 $(READY): pyproject.toml constraints.txt

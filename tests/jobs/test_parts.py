@@ -50,6 +50,8 @@ def test_a_part_in_a_list(tmp_path):
     shutil.copy(video, odd)
     (tmp_path / "list.txt").write_text("film.mp4#t=0.5,1.2\nfilm.mp4#t=1.8,9\nodd.mp4#t=0,1\n", encoding="utf-8")
     assert split_part(str(odd)) == (str(odd), None)
+    for name in ("film.mp4#t=", "film.mp4#t=,", "film.mp4#t=a,2", "film.mp4#t=-1,2", "#t=1,2"):
+        assert split_part(name) == (name, None)
     out = tmp_path / "out"
     run("tokenize", tmp_path / "list.txt", *WORDS, "--start", "0.1", "--out", out)
     times = sorted(Tokens.load(path).grid.times.flatten().tolist() for path in out.glob("*.safetensors"))
@@ -59,6 +61,12 @@ def test_a_part_in_a_list(tmp_path):
     (path,) = [path for path in out.glob("*.safetensors") if Tokens.load(path).grid.T == 1]
     assert Tokens.load(path).meta["reading"]["start"] == pytest.approx(1.9)  # what `show` reads again
     run("show", path, "--out", tmp_path / "part.png")
+    (tmp_path / "open.txt").write_text("film.mp4#t=1.8\nfilm.mp4#t=,0.1\nfilm.mp4#t=1.9,\n", encoding="utf-8")
+    run("tokenize", tmp_path / "open.txt", *WORDS, "--out", tmp_path / "open")
+    seconds = [
+        Tokens.load(path).grid.times.flatten().tolist() for path in (tmp_path / "open").glob("*.safetensors")
+    ]
+    assert sorted(seconds) == [pytest.approx([0.0]), pytest.approx([1.8, 1.9]), pytest.approx([1.9])]
     (tmp_path / "list.txt").write_text("film.mp4#t=5,6\n", encoding="utf-8")
     result = run("tokenize", tmp_path / "list.txt", *WORDS, "--out", tmp_path / "empty", code=1)
     assert "has no frame between 5.0 s and 6.0 s" in " ".join(result.output.split())

@@ -15,7 +15,7 @@ from fewtokens.cli.bench_report import describe_machine, print_report, write_rep
 from fewtokens.cli.console import fail
 from fewtokens.cli.jobs import exit_with_failures, failures, run_videos_job
 from fewtokens.cli.options import EncoderOptions, JobOptions, ReadOptions, RunOptions, SelectOptions
-from fewtokens.cli.pipelines import read_video
+from fewtokens.cli.pipelines import read_video, within_part
 from fewtokens.cli.tables import print_json
 from fewtokens.cli.tokenize_job import load_selection
 
@@ -77,7 +77,7 @@ class BenchWork:
         from fewtokens.jobs.sources import local_source, split_part
 
         whole, part = split_part(location)
-        reading = self.reading if part is None else replace(self.reading, start=part[0], end=part[1])
+        reading = within_part(self.reading, part)
         selects = load_selection(self.selecting, self.question, self.run)
         selected = None
         with local_source(whole, check) as (path, source):

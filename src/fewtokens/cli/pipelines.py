@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,17 @@ def check_reading(options: ReadOptions) -> None:
     """Raises ValueError if both --frames and --fps are given; called before torch is imported."""
     if options.frames is not None and options.fps is not None:
         raise ValueError("give --frames or --fps, not both")
+
+
+def within_part(options: ReadOptions, part: tuple[float | None, float | None] | None) -> ReadOptions:
+    """Returns options whose start and end, relative to a part of a file, are relative to the file."""
+    if part is None:
+        return options
+    first = part[0] or 0.0
+    ends = (part[1], None if options.end is None else first + options.end)
+    return replace(
+        options, start=first + options.start, end=min((end for end in ends if end is not None), default=None)
+    )
 
 
 def read_video(

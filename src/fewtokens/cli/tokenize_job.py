@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fewtokens.cli.options import EncoderOptions, MethodOptions, ReadOptions, RunOptions, SelectOptions
-from fewtokens.cli.pipelines import make_pipeline, plain_selection, read_video, selection_of, with_defaults
+from fewtokens.cli.pipelines import make_pipeline, plain_selection, read_video, selection_of, with_defaults, within_part
 
 if TYPE_CHECKING:
     from fewtokens.core.pipeline import Pipeline
@@ -31,7 +31,7 @@ class _Clip(NamedTuple):
     video: Video
     source: dict[str, Any]
     # start and end, if the location names a part of the file
-    part: dict[str, float]
+    part: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,11 @@ class TokenizeWork:
         from fewtokens.jobs.sources import local_source, split_part
 
         whole, part = split_part(location)
-        bounds: dict[str, Any] = {}
-        if part is not None:
-            # --start and --end are relative to the part.
-            start, end = self.reading.start, self.reading.end
-            bounds = {"start": part[0] + start, "end": part[1] if end is None else min(part[1], part[0] + end)}
+        reading = within_part(self.reading, part)
+        bounds = {} if part is None else {"start": reading.start, "end": reading.end}
         with local_source(whole, check) as (path, source):
             selection = load_selection(self.selecting, self.question, self.run)
-            return _Clip(read_video(path, replace(self.reading, **bounds), check, selection), source, bounds)
+            return _Clip(read_video(path, reading, check, selection), source, bounds)
 
     def load(self) -> _Reduce:
         """Loads the encoder and the methods; see `fewtokens.jobs.Work`."""

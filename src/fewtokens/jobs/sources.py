@@ -34,7 +34,7 @@ def find_sources(arguments: Sequence[str]) -> list[tuple[str, str]]:
         arguments: videos; folders, which are searched at any depth for videos and folders of images; patterns such as
             "videos/**/*.mp4"; LeRobot datasets, each episode of which is a video; folders that FiftyOne exported; and
             lists, .txt files with a path or URL per line (paths are relative to the list). A path or URL may end in
-            "#t=2.5,10", a part in seconds.
+            "#t=2.5,10", a part in seconds, of which one may be missing; see `split_part`.
 
     Returns:
         (path or URL as given, absolute path or URL) of each video, once; of an episode that is a part of a file, its
@@ -58,8 +58,8 @@ def _expand(text: str) -> Iterator[tuple[str, str]]:
     path = Path(text)
     if is_lerobot(path):
         for name, item in open_dataset(path).footage().items():
-            part = "" if item.end is None else f"#t={item.start or 0.0:.4f},{item.end:.4f}"
-            yield os.path.join(text, name) if part else item.path, f"{item.path}{part}"
+            location = join_part(item.path, (item.start, item.end))
+            yield item.path if location == item.path else os.path.join(text, name), location
         return
     for location in _locate(text, path):
         yield location, location
@@ -92,21 +92,36 @@ def is_url(location: str) -> bool:
     return "://" in location
 
 
-_PART = re.compile(r"(.+)#t=(\d{1,9}(?:\.\d{1,9})?),(\d{1,9}(?:\.\d{1,9})?)", re.DOTALL)
+_SECONDS = r"\d{1,9}(?:\.\d{1,20})?(?:e-\d{1,3})?"
+_PART = re.compile(rf"(.+)#t=(?=,?\d)({_SECONDS})?(?:,({_SECONDS})?)?", re.DOTALL)
+
+# Start and end in seconds; None for that of the file.
+Part = tuple[float | None, float | None]
 
 
-def split_part(location: str) -> tuple[str, tuple[float, float] | None]:
-    """Splits a location as in "film.mp4#t=2.5,10" (Media Fragments URI, W3C) into that of the file and (start, end).
+def split_part(location: str) -> tuple[str, Part | None]:
+    """Splits a location as in "film.mp4#t=2.5,10" into that of the file and (start, end), either of which may be None.
 
-    A file that has this name is not split.
+    The syntax is that of Media Fragments URI (W3C): "#t=10" is from second 10 on, "#t=,10" up to it. A file that has
+    this name is not split.
     """
     match = None if os.path.exists(location) else _PART.fullmatch(location)
-    return (location, None) if match is None else (match[1], (float(match[2]), float(match[3])))
+    if match is None:
+        return location, None
+    start, end = (float(second) if second else None for second in match.groups()[1:])
+    return match[1], (start, end)
+
+
+def join_part(location: str, part: Part) -> str:
+    """Returns the location of a part of a file; `split_part` undoes it."""
+    start, end = ("" if second is None else repr(float(second)) for second in part)
+    return f"{location}#t={start},{end}" if start or end else location
 
 
 def whole_file(location: str) -> str:
     """Returns the path of the file at a location: without the "#t=2.5,10" of a part, or the "::a.mp4" in a tar."""
-    return location if os.path.exists(location) else re.split("#t=|::", location, maxsplit=1)[0]
+    file, _ = split_part(location)
+    return file if os.path.exists(file) else file.partition("::")[0]
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,14 +68,11 @@ class _Pass:
         return list(videos)
 
 
-# A part of a file as in `split_part`, but with all digits of its seconds, either of which may be missing.
-_PART = re.compile(r"(.+)#t=([\d.e-]*),([\d.e-]*)", re.DOTALL)
-
-
 def location_of(item: Footage) -> str:
     """Returns the location of a video as jobs write it: FILE, FILE#t=START,END in seconds, or TAR::MEMBER."""
-    start, end = ("" if second is None else repr(float(second)) for second in (item.start, item.end))
-    return item.name.replace(item.path, os.path.abspath(item.path), 1) + (f"#t={start},{end}" if start or end else "")
+    from fewtokens.jobs.sources import join_part
+
+    return join_part(item.name.replace(item.path, os.path.abspath(item.path), 1), (item.start, item.end))
 
 
 def find(location: str) -> Footage:
@@ -86,12 +82,11 @@ def find(location: str) -> Footage:
         ValueError: there is no such file, or the tar has no such video.
     """
     from fewtokens.data.footage import Footage
+    from fewtokens.jobs.sources import split_part
 
-    if os.path.exists(location):
-        return Footage(location)
-    if (match := _PART.fullmatch(location)) and os.path.exists(match[1]):
-        start, end = (float(second) if second else None for second in match.groups()[1:])
-        return Footage(match[1], start, end)
+    file, part = split_part(location)
+    if os.path.exists(file):
+        return Footage(file, *(part or (None, None)))
     tar, _, member = location.partition("::")
     if member and os.path.exists(tar) and (item := _members(tar).get(location)) is not None:
         return item
