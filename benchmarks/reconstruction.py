@@ -4,6 +4,7 @@
     python benchmarks/reconstruction.py WORK train    # trains every row that is not in WORK yet; --only
     python benchmarks/reconstruction.py WORK uses     # label propagation and a linear probe with the features of codes
     python benchmarks/reconstruction.py WORK report   # scores the trained ones, writes results/reconstruction.*
+    python benchmarks/reconstruction.py WORK pictures # draws reconstructions of generated clips
 
 Data: the clips of $FEWTOKENS_DATA/clips and /real/train. DAVIS sequences are never trained on; they and every fifth of
 the other clips, in order of their names, are held out (the 20 sign language clips share rooms and signers, so that the
@@ -12,7 +13,8 @@ held-out ones are of known scenes). Clips of 9 x 64 x 64, batch 4, the same numb
 192 tokens in a grid of 3 x 8 x 8, or 192 queries; of 16 bits (3,066 a clip, 0.083 per pixel) in the comparison of
 networks and methods, of 10 bits in that of quantizers. Some of these are trained with three seeds, and some longer.
 Presets have their tiny size, with its own number of tokens and bits, and their own losses. `mean_frame`, `area_pooling`
-at these bits, x264 and x265 are in the table. An interrupted run resumes.
+at these bits, x264 and x265 are in the table. An interrupted run resumes. `report` keeps the earlier numbers of rows
+that are not in WORK; `pictures` needs all rows.
 
 Cost, on one core: half a minute to 8 minutes for each row and seed of 600 steps, about 2 hours for all; 3 minutes for
 the report.
@@ -287,6 +289,9 @@ def step_report(options: argparse.Namespace) -> None:
             "x265": same_bits["x265"]["psnr"], "x265_above_target": same_bits["x265"]["above_target"],
             "steps": done["steps"], "minutes": done["seconds"] / 60,
         })  # fmt: skip
+    path = RESULTS / "reconstruction.json"
+    earlier: dict[str, list[dict[str, Any]]] = files.read_json(path)["rows"] if path.exists() else {}
+    table = keep_others(table, earlier.get("Tokenizers", []))
     references = [
         {
             "name": row["name"], "at": row["at"] or "-", "bits_per_pixel": row["bits_per_pixel"],
@@ -304,25 +309,13 @@ def step_report(options: argparse.Namespace) -> None:
         f"{len(clips)} held-out clips of 9 x 64 x 64, {steps}; bits of codes by formula, of codecs without headers."
     )
     draw_rate_distortion(points, "psnr", RESULTS / "reconstruction.png", caption=caption)
-    prefixes = score_prefixes(first, clips)
-    uses = files.read_json(options.work / "uses.json")
+    prefixes = keep_others(score_prefixes(first, clips), earlier.get("The first codes only", []))
+    measured = options.work / "uses.json"
+    uses = files.read_json(measured) if measured.exists() else earlier["Features of codes"]
     curves = [RatePoint(row["name"], row["bits_per_pixel"], {"psnr": row["psnr"]}) for row in prefixes]
     draw_rate_distortion(
         curves, "psnr", RESULTS / "reconstruction_prefixes.png", title="The first codes only",
         caption=f"{len(clips)} held-out clips; the first tokens of queries, the first levels of residual codes.",
-    )  # fmt: skip
-    # Generated clips, since the real ones are not part of this repository.
-    shown = [synthetic(kind, frames=CLIP[0], size=CLIP[1:]).frames for kind in ("static", "pan", "shapes", "glyphs")]
-    middle = CLIP[0] // 2
-    strips = [("original", torch.stack([clip[middle] for clip in shown]))]
-    for name, tokenizer in first.items():
-        if rows()[name].group not in ("networks", "longer", "presets"):
-            continue
-        decoded = [tokenizer.decode(tokenizer.encode(clip))[0, middle] for clip in shown]
-        strips.append((name.replace(" ", "\n", 1), (torch.stack(decoded) * 255).round().byte()))
-    draw_strips(
-        strips, RESULTS / "reconstruction_clips.png", title="Reconstructions",
-        caption=f"The middle frame of generated clips; trained on real ones for {steps}.", side=72,
     )  # fmt: skip
     write(
         "reconstruction",
@@ -339,6 +332,31 @@ def step_report(options: argparse.Namespace) -> None:
         f"so few bits. Held out: {', '.join(Path(clip.name).stem for clip in clips)}.",
         ["reconstruction.png", "reconstruction_prefixes.png", "reconstruction_clips.png"],
     )
+
+
+def keep_others(new: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """New lines of a table, and the earlier ones of other tokenizers, in the order of the rows."""
+    names = list(rows())
+    others = [line for line in earlier if line["name"] not in {line["name"] for line in new}]
+    return sorted([*new, *others], key=lambda line: names.index(line["name"]))
+
+
+@torch.no_grad()
+def step_pictures(options: argparse.Namespace) -> None:
+    """Draws the middle frames of generated clips, since the real ones are not part of this repository."""
+    shown = [synthetic(kind, frames=CLIP[0], size=CLIP[1:]).frames for kind in ("static", "pan", "shapes", "glyphs")]
+    middle = CLIP[0] // 2
+    strips = [("original", torch.stack([clip[middle] for clip in shown]))]
+    for name, row in rows().items():
+        if row.group not in ("networks", "longer", "presets"):
+            continue
+        tokenizer = load_tokenizer(run_folder(options.work, name, 0) / "tokenizer", device="cpu")
+        decoded = [tokenizer.decode(tokenizer.encode(clip))[0, middle] for clip in shown]
+        strips.append((name.replace(" ", "\n", 1), (torch.stack(decoded) * 255).round().byte()))
+    draw_strips(
+        strips, RESULTS / "reconstruction_clips.png", title="Reconstructions", side=72,
+        caption=f"The middle frame of generated clips; trained on real ones for {STEPS} steps ({LONG} if longer).",
+    )  # fmt: skip
 
 
 def main() -> None:
