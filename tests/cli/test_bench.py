@@ -16,7 +16,8 @@ from fewtokens.cli import app
 from fewtokens.core import registry
 from fewtokens.core.streaming import load
 from fewtokens.video import synthetic, write
-from tests.cli.test_command import error_line, quick, run
+from tests.cli.test_command import error_line
+from tests.cli.test_command import quick as run
 
 
 def refused(*words: str) -> str:
@@ -173,7 +174,7 @@ def test_a_job_has_the_rows_of_the_plain_command(finished, folder, tmp_path, mon
     (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8")
     words = ["--size", "64", "--frames", "6", "--with", "evs,tome_video(within='frame'),rlt", "--keep", "0.3,0.1"]
     job = ("bench", tmp_path / "list.txt", *words, "--engine", "local", "--workers", 1, "--per-shard", 2, "--out", out)
-    report = json.loads(quick(*job, "--json", code=1).stdout)
+    report = json.loads(run(*job, "--json", code=1).stdout)
     assert (report["shards"], report["new"]) == (2, 3)
     assert [failure["video"] for failure in report["failed"]] == [str(later)]
     rows = untimed(out)
@@ -188,12 +189,12 @@ def test_a_job_has_the_rows_of_the_plain_command(finished, folder, tmp_path, mon
     shard = (out / "shards/000000.jsonl").read_bytes()
     for path in (out / "manifest/000000.jsonl", out / "shards/000000.jsonl"):
         path.unlink()
-    assert json.loads(quick(*job, "--json", code=1).stdout)["new"] == 2
+    assert json.loads(run(*job, "--json", code=1).stdout)["new"] == 2
     assert {path: path.read_bytes() for path in before} == before
     assert (out / "shards/000000.jsonl").read_bytes() == shard
     later.write_bytes((folder / "videos/pan.mp4").read_bytes())
-    assert json.loads(quick(*job, "--json", code=1).stdout)["new"] == 0  # a broken clip only when asked
-    again = json.loads(quick(*job, "--retry", "--json").stdout)
+    assert json.loads(run(*job, "--json", code=1).stdout)["new"] == 0  # a broken clip only when asked
+    again = json.loads(run(*job, "--retry", "--json").stdout)
     assert (again["new"], again["failed"]) == (1, []) and {line["clips"] for line in again["summary"]} == {3}
     assert list(dict.fromkeys(row["clip"] for row in read_rows(out))) == ["pan", "later", "static"]
     video = str(folder / "videos/pan.mp4")
@@ -326,7 +327,7 @@ def test_methods_on_selected_frames(folder, monkeypatch):
     assert (out / "rows.jsonl").read_bytes() == rows_before  # resumed
     job = folder / "selected_job"
     without_plots(monkeypatch)
-    quick(*words[:-2], *select, "--engine", "local", "--workers", 1, "--out", job)
+    run(*words[:-2], *select, "--engine", "local", "--workers", 1, "--out", job)
     assert untimed(job) == untimed(out)
     other = refused(*map(str, (*words, "--select", "uniform_frames(keep=4)", "--out", out)))
     assert "selecting" in other

@@ -92,7 +92,7 @@ def test_demo(tmp_path):
 
 def test_demo_runs_every_method_that_needs_only_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr("fewtokens.show.draw_sheet", lambda *args, **options: None)
-    done = run("demo", "--out", tmp_path, "--frames", 8, "--size", 64, "--json")
+    done = quick("demo", "--out", tmp_path, "--frames", 8, "--size", 64, "--json")
     kinds = {name: registry.get(name) for name in registry.names()}
     expected = {
         name
@@ -109,7 +109,7 @@ def test_demo_runs_every_method_that_needs_only_pixels(tmp_path, monkeypatch):
 
 def test_demo_json(tmp_path, monkeypatch):
     monkeypatch.setattr("fewtokens.show.draw_sheet", lambda *args, **options: None)
-    done = run("demo", "--out", tmp_path, "--frames", 3, "--size", 48, "--json")
+    done = quick("demo", "--out", tmp_path, "--frames", 3, "--size", 48, "--json")
     report = json.loads(done.stdout)
     assert len(report["clips"]) == 2
     rows = report["clips"][0]["rows"]
@@ -121,32 +121,32 @@ def test_demo_json(tmp_path, monkeypatch):
 
 def test_a_perfect_copy_is_still_json(tmp_path, monkeypatch):
     monkeypatch.setattr("fewtokens.show.draw_sheet", lambda *args, **options: None)
-    done = run("demo", "--out", tmp_path, "--frames", 2, "--size", 32, "--keep", "1.0", "--json")
+    done = quick("demo", "--out", tmp_path, "--frames", 2, "--size", 32, "--keep", "1.0", "--json")
     report = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert report["clips"][0]["rows"][0]["psnr_db"] is None
 
 
 def test_methods():
-    rows = json.loads(run("methods", "--json").stdout)
+    rows = json.loads(quick("methods", "--json").stdout)
     by_name = {row["name"]: row for row in rows}
     assert by_name["rlt"]["stage"] == "pixels"
     assert by_name["rlt"]["budget"] == "threshold, or exact above a minimum"
     assert by_name["evs"]["budget"].endswith("exact above a minimum")
     assert by_name["rlt"]["streaming"] == "yes"
     assert by_name["tome"]["budget"] == "exact"
-    assert "kmeans" in run("methods").stdout
-    text = run("methods", "tome").stdout
+    assert "kmeans" in quick("methods").stdout
+    text = quick("methods", "tome").stdout
     assert "arXiv 2210.09461" in text
     assert "CC BY-NC" in text
-    assert "did you mean tome" in error_line(run("methods", "tomee", code=2))
-    assert error_line(run("methods", "nope", code=2)).endswith(
+    assert "did you mean tome" in error_line(quick("methods", "tomee", code=2))
+    assert error_line(quick("methods", "nope", code=2)).endswith(
         "no method called 'nope'; run 'fewtokens methods' to list all"
     )
-    layers = json.loads(run("methods", "--stage", "llm", "--json").stdout)
+    layers = json.loads(quick("methods", "--stage", "llm", "--json").stdout)
     assert {row["stage"] for row in layers} == {"llm"} and "fastv" in {row["name"] for row in layers}
-    assert "tome_in_encoder" not in run("methods", "--stage", "tokens").stdout
-    assert "--stage must be one of" in error_line(run("methods", "--stage", "nope", code=2))
-    assert "not both" in error_line(run("methods", "tome", "--stage", "llm", code=2))
+    assert "tome_in_encoder" not in quick("methods", "--stage", "tokens").stdout
+    assert "--stage must be one of" in error_line(quick("methods", "--stage", "nope", code=2))
+    assert "not both" in error_line(quick("methods", "tome", "--stage", "llm", code=2))
 
 
 def test_a_budget_below_the_minimum_is_noted(clip, tmp_path):
@@ -195,17 +195,17 @@ class TestTokenize:
         assert len(tokens.grid.times) == 8
         before = out.read_bytes()
         again = ("tokenize", clip, "--with", "tome(keep=0.1)", "--frames", 8, "--size", 64, "--out", out)
-        assert "skipped" in run(*again).stderr
+        assert "skipped" in quick(*again).stderr
         assert out.read_bytes() == before
         other = ("tokenize", clip, "--with", "tome(keep=0.2)", "--frames", 8, "--size", 64, "--out", out)
-        assert "other settings" in error_line(run(*other, code=2))
-        run(*other, "--overwrite")
+        assert "other settings" in error_line(quick(*other, code=2))
+        quick(*other, "--overwrite")
         assert Tokens.load(out).count.tolist() == [38]
 
     def test_a_broken_video_does_not_stop_the_others(self, clip, tmp_path):
         bad = tmp_path / "bad.mp4"
         bad.write_text("no video")
-        done = run("tokenize", bad, clip, "--with", "kmeans", "--keep", 5, "--out", tmp_path / "o", "--json", code=1)
+        done = quick("tokenize", bad, clip, "--with", "kmeans", "--keep", 5, "--out", tmp_path / "o", "--json", code=1)
         report = json.loads(done.stdout)
         assert [row["tokens"] for row in report["done"]] == [5]
         listed = [json.loads(line) for line in (tmp_path / "o" / "failed.jsonl").read_text().splitlines()]
@@ -213,7 +213,7 @@ class TestTokenize:
         assert listed[0]["video"] == str(bad)
         bad.unlink()
         make_video(bad, moving_frames(6))
-        run("tokenize", bad, clip, "--with", "kmeans", "--keep", 5, "--out", tmp_path / "o")
+        quick("tokenize", bad, clip, "--with", "kmeans", "--keep", 5, "--out", tmp_path / "o")
         assert not (tmp_path / "o" / "failed.jsonl").exists()
         assert {p.name for p in (tmp_path / "o").iterdir()} == {"bad.safetensors", "clip.safetensors"}
 
@@ -225,14 +225,14 @@ class TestTokenize:
             else:
                 make_video(path, moving_frames(4 + number))
         words = ("tokenize", *paths, "--with", "evs(keep=0.5)", "--size", 32, "--out", tmp_path / "o", "--json")
-        report = json.loads(run(*words, code=1).stdout)
+        report = json.loads(quick(*words, code=1).stdout)
         assert [Path(row["video"]).stem for row in report["done"]] == ["0", "1", "4", "5", "6"]
         assert [row["frames"] for row in report["done"]] == [4, 5, 8, 9, 10]
         assert [Path(row["video"]).stem for row in report["failed"]] == ["2", "3"]
         alone = tmp_path / "alone.safetensors"
         quick("tokenize", paths[5], *words[8:12], "--out", alone)
         assert torch.equal(Tokens.load(alone).features, Tokens.load(tmp_path / "o" / "5.safetensors").features)
-        assert all(row["skipped"] for row in json.loads(run(*words, code=1).stdout)["done"])
+        assert all(row["skipped"] for row in json.loads(quick(*words, code=1).stdout)["done"])
 
     def test_equal_names_from_two_folders(self, clip, tmp_path):
         for folder in ("x", "y"):
@@ -357,8 +357,8 @@ class TestTokenize:
         path = make_video(tmp_path / "a.mp4", moving_frames(60), container={"movflags": "faststart"})
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
         out = tmp_path / "a.safetensors"
-        assert "--allow-truncated" in error_line(run("tokenize", path, "--out", out, code=2))
-        run("tokenize", path, "--allow-truncated", "--frames", 4, "--out", out)
+        assert "--allow-truncated" in error_line(quick("tokenize", path, "--out", out, code=2))
+        quick("tokenize", path, "--allow-truncated", "--frames", 4, "--out", out)
         assert Tokens.load(out).grid.T == 4
 
     @pytest.mark.parametrize(
@@ -398,44 +398,44 @@ class TestTokenize:
     def test_a_broken_checkpoint(self, clip, tmp_path):
         (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
         (tmp_path / "model.safetensors").write_bytes(b"not weights")
-        done = run("tokenize", clip, "--encoder", tmp_path, "--out", tmp_path / "o.safetensors", code=2)
+        done = quick("tokenize", clip, "--encoder", tmp_path, "--out", tmp_path / "o.safetensors", code=2)
         assert "not a readable safetensors file" in error_line(done)
 
     def test_real_features(self, tmp_path):
         weights, video = data_path("weights", "dinov2-small"), data_path("clips", "mmaction_demo.mp4")
         out = tmp_path / "a.safetensors"
         words = ("--with", "tome_in_encoder(r=8) | kmeans(keep=32)", "--frames", 4, "--size", 112)
-        run("tokenize", video, "--encoder", weights, *words, "--out", out)
+        quick("tokenize", video, "--encoder", weights, *words, "--out", out)
         tokens = Tokens.load(out)
         assert tokens.features.shape == (1, 32, 384)
         assert len(tokens.meta["encoder"]["fingerprint"]) == 64
-        run("show", out, "--out", tmp_path / "a.html")
+        quick("show", out, "--out", tmp_path / "a.html")
 
 
 class TestShow:
     def test_files_and_videos(self, clip, tmp_path):
         out = tmp_path / "a.safetensors"
-        run("tokenize", clip, "--with", "rlt", "--frames", 6, "--size", 64, "--out", out)
+        quick("tokenize", clip, "--with", "rlt", "--frames", 6, "--size", 64, "--out", out)
         for suffix in ("png", "html", "mp4"):
-            run("show", out, "--out", tmp_path / f"a.{suffix}")
+            quick("show", out, "--out", tmp_path / f"a.{suffix}")
             assert (tmp_path / f"a.{suffix}").stat().st_size > 1000
-        run("show", clip, out, "--with", "evs(keep=0.3)", "--frames", 4, "--out", tmp_path / "both.html")
-        assert "must end in .html" in error_line(run("show", clip, out, "--out", tmp_path / "b.png", code=2))
+        quick("show", clip, out, "--with", "evs(keep=0.3)", "--frames", 4, "--out", tmp_path / "both.html")
+        assert "must end in .html" in error_line(quick("show", clip, out, "--out", tmp_path / "b.png", code=2))
 
     def test_bad_input(self, clip, tmp_path):
         out = tmp_path / "a.safetensors"
         (tmp_path / "v.mp4").write_bytes(clip.read_bytes())
-        run("tokenize", tmp_path / "v.mp4", "--frames", 4, "--out", out)
+        quick("tokenize", tmp_path / "v.mp4", "--frames", 4, "--out", out)
         (tmp_path / "v.mp4").rename(tmp_path / "w.mp4")
-        assert "--video" in error_line(run("show", out, "--out", tmp_path / "a.png", code=2))
-        run("show", out, "--video", tmp_path / "w.mp4", "--out", tmp_path / "a.png")
-        assert "suffix must be one of" in error_line(run("show", out, "--out", tmp_path / "a.bmp", code=2))
-        assert "style" in error_line(run("show", out, "--style", "neon", "--out", tmp_path / "a.png", code=2))
+        assert "--video" in error_line(quick("show", out, "--out", tmp_path / "a.png", code=2))
+        quick("show", out, "--video", tmp_path / "w.mp4", "--out", tmp_path / "a.png")
+        assert "suffix must be one of" in error_line(quick("show", out, "--out", tmp_path / "a.bmp", code=2))
+        assert "style" in error_line(quick("show", out, "--style", "neon", "--out", tmp_path / "a.png", code=2))
         out.write_bytes(out.read_bytes()[:100])
-        assert "cut short" in error_line(run("show", out, "--out", tmp_path / "b.png", code=2))
+        assert "cut short" in error_line(quick("show", out, "--out", tmp_path / "b.png", code=2))
         Tokens.from_cells(torch.zeros(1, 1, 2, 2, 3)).save(out)
         assert "was saved from Python without the path of its video" in error_line(
-            run("show", out, "--out", tmp_path / "b.png", code=2)
+            quick("show", out, "--out", tmp_path / "b.png", code=2)
         )
 
 

@@ -6,7 +6,8 @@ import json
 
 from fewtokens.core.method import CUES
 from fewtokens.llm.families import FAMILIES, TESTED
-from tests.cli.test_command import error_line, run
+from tests.cli.test_command import error_line
+from tests.cli.test_command import quick as run
 
 
 def test_the_table():

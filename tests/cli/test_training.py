@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from PIL import Image
 
 from fewtokens import networks as models
 from fewtokens.video import write
-from tests.cli.test_command import COMMAND, error_line, run
+from tests.cli.test_command import COMMAND, error_line
+from tests.cli.test_command import quick as run
 from tests.helpers.data import data_path
 
 SMALL = ["--size", 16, "--batch", 8, "--workers", 0, "--device", "cpu"]
@@ -133,7 +135,7 @@ def test_a_stopped_run_resumes(images, tmp_path):
     run(*words, "--lr", 0.01, "--out", tmp_path / "parts", "--fresh")
 
 
-def error_line_last(done: subprocess.CompletedProcess[str]) -> str:
+def error_line_last(done: Result) -> str:
     return [line for line in done.stderr.splitlines() if line.strip()][-1]
 
 
@@ -188,8 +190,9 @@ class TestErrors:
             (["vit_nano8", "--data", ".", "--set", "batch=-4"], "batch"),
         ],
     )
-    def test_one_line(self, tmp_path, words, message):
-        done = run("train", "classify", *words, "--out", tmp_path / "run", code=2, cwd=tmp_path)
+    def test_one_line(self, tmp_path, monkeypatch, words, message):
+        monkeypatch.chdir(tmp_path)
+        done = run("train", "classify", *words, "--out", tmp_path / "run", code=2)
         assert message in error_line(done)
         assert not (tmp_path / "run").exists()
 
