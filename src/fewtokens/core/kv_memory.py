@@ -82,7 +82,8 @@ class KVSlots:
 
     @staticmethod
     def concatenate(parts: Sequence[KVSlots]) -> KVSlots:
-        """Concatenates slots of the same layers."""
+        """Concatenates slots of the same layers; those of none are left out."""
+        parts = [part for part in parts if part.keys] or parts[:1]
         if len(parts) == 1:
             return parts[0]
         keys = [torch.cat(layer, 1) for layer in zip(*(part.keys for part in parts), strict=True)]

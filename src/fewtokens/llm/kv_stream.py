@@ -60,7 +60,8 @@ class KVStream:
             raise ValueError(f"{self.backend.name} has rows between frames, which {self.method.name} does not support")
         columns = Columns(self.runtime.embed(self._prefix), slot_info(TEXT, len(self._prefix)))
         state = KVState(self.runtime.empty())
-        state.slots = self._run(state, columns, state.slots)
+        if len(columns):  # a chat template may begin with the video
+            state.slots = self._run(state, columns, state.slots)
         return state
 
     def push(self, state: KVState, features: Tensor, places: Tensor, second: float) -> None:
