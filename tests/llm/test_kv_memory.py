@@ -166,6 +166,21 @@ def test_a_composed_model(parts):  # noqa: F811
     torch.testing.assert_close(ours, expected[-len(ours) :], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("spec", [ALL, *MEMORIES])
+def test_a_prompt_that_begins_with_the_video(parts, spec):  # noqa: F811
+    model = build(parts).eval()
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    processor = ComposedProcessor(parts / "llm", model, num_frames=8, read_size=32)
+    session = StreamSession(model, processor, spec)
+    session.push(CLIP)
+    ours = logits(session, "what is in the video")
+    assert len(ours) == 5 and bool(ours.isfinite().all())
+    if spec == ALL:
+        with torch.no_grad():
+            expected = model(**processor(model, CLIP, "what is in the video")).logits[0]
+        torch.testing.assert_close(ours, expected[-len(ours) :], atol=1e-4, rtol=1e-4)
+
+
 def test_errors():
     model, processor = loaded("llava_onevision")
     with pytest.raises(ValueError, match="is a memory in the key-value cache; use a Session"), attach(model, ALL):

@@ -226,7 +226,7 @@ def test_the_command(parts, words, conversations, tmp_path):
     for arguments, message in (
         (("--objective", "marc", "--with", "marc"), "--objective marc requires --from"),
         (("--from", model, "--objective", "marc"), "requires --with"),
-        (("--from", model, "--objective", "other"), "--objective must be answers, sevila or marc"),
+        (("--from", model, "--objective", "other"), "--objective must be answers, sevila, marc or video_xl"),
         (("--from", model, "--encoder", parts / "vit"), "--encoder has no effect with --from"),
         (("--encoder", parts / "vit"), "give --encoder and --llm, or --from"),
         (("--from", tmp_path / "none"), "none"),

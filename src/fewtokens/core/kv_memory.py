@@ -27,9 +27,10 @@ _POSITIONS = ("contiguous", "absolute")
 
 
 def slot_info(
-    kind: int, n: int, *, second: float = 0.0, step: int = 0, y: Tensor | float = 0.0, x: Tensor | float = 0.0
-) -> Tensor:
-    """Returns the numbers of `n` new slots, float64 [n,10], see `KVSlots.info`."""
+    kind: int, n: int, *, second: Tensor | float = 0.0, step: Tensor | int = 0, y: Tensor | float = 0.0,
+    x: Tensor | float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Returns the numbers of `n` new slots, float64 [n,10], see `KVSlots.info`; one number for all, or one for each."""
     info = torch.zeros(n, COUNTED + 1, dtype=torch.float64)
     values = {KIND: kind, MASS: 1, SECOND: second, FIRST: second, LAST: second, Y: y, X: x, STEP: step, COUNTED: 1}
     for column, value in values.items():
@@ -81,7 +82,8 @@ class KVSlots:
 
     @staticmethod
     def concatenate(parts: Sequence[KVSlots]) -> KVSlots:
-        """Concatenates slots of the same layers."""
+        """Concatenates slots of the same layers; those of none are left out."""
+        parts = [part for part in parts if part.keys] or parts[:1]
         if len(parts) == 1:
             return parts[0]
         keys = [torch.cat(layer, 1) for layer in zip(*(part.keys for part in parts), strict=True)]
@@ -271,6 +273,7 @@ class KVMemory(LayerMethod):
         on_jump: what to do if time goes back, see `Memory`; always "error".
         summarizes: whether columns of the kind `SUMMARY` share one embedding and projections, which may be
             trained (`fewtokens.llm.layers.summary_tokens`), instead of the embeddings that the method gives them.
+        joins: whether several steps of frames that are written together give the same state, to rounding.
 
     Attributes:
         cap: the number of slots (or of what a method counts) that are held; None for no limit.
@@ -280,6 +283,7 @@ class KVMemory(LayerMethod):
 
     on_jump: ClassVar[str] = "error"
     summarizes: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
 
     checkpoint: str | None = None
 
@@ -300,7 +304,7 @@ class KVMemory(LayerMethod):
 
     @abstractmethod
     def write(self, frame: Columns, state: KVState, run: Run) -> None:
-        """Processes a step of frames and updates the state, in place.
+        """Processes a step of frames, or several if it `joins` them, and updates the state, in place.
 
         Args:
             frame: its tokens, in the order in which the model reads them.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.kv_memory import RAW, TEXT, Columns, KVMemory, KVSlots, KVState, slot_info
+from fewtokens.core.tokens import Tokens
 from fewtokens.llm.answer import Answer
 from fewtokens.llm.backends.base import Backend
 from fewtokens.llm.clock import Clock, stream_text
@@ -59,7 +60,8 @@ class KVStream:
             raise ValueError(f"{self.backend.name} has rows between frames, which {self.method.name} does not support")
         columns = Columns(self.runtime.embed(self._prefix), slot_info(TEXT, len(self._prefix)))
         state = KVState(self.runtime.empty())
-        state.slots = self._run(state, columns, state.slots)
+        if len(columns):  # a chat template may begin with the video
+            state.slots = self._run(state, columns, state.slots)
         return state
 
     def push(self, state: KVState, features: Tensor, places: Tensor, second: float) -> None:
@@ -75,21 +77,35 @@ class KVStream:
             ValueError: its positions are beyond the context of the model.
         """
         if len(features):
-            y, x = places.T.cpu()
-            info = slot_info(RAW, len(features), second=second, step=state.steps, y=y, x=x)
-            self.method.write(Columns(features, info), state, partial(self._run, state))
+            self._write(state, features, places, second, state.steps)
         state.steps += 1
+
+    def _write(
+        self, state: KVState, features: Tensor, places: Tensor, second: Tensor | float, step: Tensor | int
+    ) -> None:
+        y, x = places.T.cpu()
+        info = slot_info(RAW, len(features), second=second, step=step, y=y, x=x)
+        self.method.write(Columns(features, info), state, partial(self._run, state))
 
     def push_video(self, reduced: ReducedVisual) -> KVState:
         """Returns the state after all frames of a video; its seconds are the indices of the frames."""
         tokens, others = reduced.tokens, reduced.visual.features
         if tokens is None or reduced.visual.deepstack or reduced.visual.kind != "video":
             raise ValueError(f"{self.method.name} holds videos, without DeepStack features; use it without images")
-        state = self.start(tokens.grid, others[tokens.N :])
-        places = tokens.positions[0]
-        frame = places[:, 0].round().long()
-        for index in frame.unique().tolist():
-            self.push(state, tokens.features[0, frame == index], places[frame == index, 1:], float(index))
+        return self.push_tokens(tokens, others[tokens.N :])
+
+    def push_tokens(self, tokens: Tokens, others: Tensor) -> KVState:
+        """Returns the state after all frames of the tokens of one video; the rows `others` are those of `start`."""
+        state = self.start(tokens.grid, others)
+        features, places = tokens.features[0], tokens.positions[0]
+        frames, step = places[:, 0].round().long().unique(return_inverse=True)
+        if self.method.joins:  # one pass for each piece that the method makes of them, instead of one for each frame
+            order = step.argsort(stable=True)
+            self._write(state, features[order], places[order, 1:], frames[step[order]], step[order])
+            state.steps = len(frames)
+            return state
+        for index, second in enumerate(frames.tolist()):
+            self.push(state, features[step == index], places[step == index, 1:], float(second))
         return state
 
     def ask(
@@ -131,14 +147,26 @@ class KVStream:
 
     def prefill(self, state: KVState, question: str) -> Tensor:
         """Returns the logits of each column of the prompt after the video, [m,V]; the state is unchanged."""
-        tail = self._question(question)
-        slots = self.method.read(state, partial(self._relevance, state, tail))
+        return self.prefill_ids(state, *self._text(question))
+
+    def prefill_ids(self, state: KVState, prefix: Tensor, suffix: Tensor, question: int | None = None) -> Tensor:
+        """As `prefill`, of a prompt with the ids `prefix` before the video and `suffix` after it, such as answers.
+
+        Args:
+            question: the number of ids of the suffix by which a memory may choose slots; None for all.
+        """
+        tail = self._tail(prefix, suffix)
+        asked = tail if question is None else tail.take(0, len(self._others) + question)
+        slots = self.method.read(state, partial(self._relevance, state, asked))
         _, hidden, _ = self.runtime.run(tail, slots, first=state.columns)
         return self.runtime.logits(hidden)
 
     def _question(self, question: str) -> Columns:
         """The columns of the prompt after the video."""
-        prefix, suffix = self._text(question)
+        return self._tail(*self._text(question))
+
+    def _tail(self, prefix: Tensor, suffix: Tensor) -> Columns:
+        """The columns after the video, of a prompt with some ids before and after it."""
         if not torch.equal(prefix, self._prefix):
             raise ValueError("the chat template puts the question before the video, which a stream cannot")
         embeddings = torch.cat([self._others, self.runtime.embed(suffix)])

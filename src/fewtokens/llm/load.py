@@ -75,9 +75,13 @@ def _load_composed(folder: Path, device: str, dtype: str | None) -> tuple[Any, P
     model = load_video_llm(folder, device=device)
     if dtype is not None:
         model.llm.to(pick_dtype(dtype))
+    return model, ComposedProcessor(folder, model, **trained_reading(folder))
+
+
+def trained_reading(folder: Path) -> dict[str, int]:
+    """How a composed model reads videos, as in its training: `num_frames` and `read_size` of its processor."""
     trained = read_config(folder).get("trained", {})
-    sizes = {"num_frames": trained.get("frames", 16), "read_size": trained.get("size", 224)}
-    return model, ComposedProcessor(folder, model, **sizes)
+    return {"num_frames": trained.get("frames", 16), "read_size": trained.get("size", 224)}
 
 
 class VideoLLM:

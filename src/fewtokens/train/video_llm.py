@@ -33,6 +33,8 @@ PAPER = {
     "epochs": 1.0, "batch": 8, "lr": 1e-5, "rates": {"encoder": 0.2}, "warmup": 0.03, "weight_decay": 0.0,
     "precision": "bf16", "checkpointing": True,
 }  # fmt: skip
+# The maximum length of an answer that is evaluated, in tokens.
+MAX_NEW_TOKENS = 32
 # Rates for training only the compressor, the projector and streams.
 COMPRESSOR_ONLY = {"encoder": 0.0, "llm": 0.0}
 
@@ -96,11 +98,29 @@ def make_collate(pad: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any
     return collate
 
 
-def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8) -> Evaluate:
-    """Scores the first answers of a model: % that equal the expected text, ignoring case and punctuation."""
+def answer_questions(model: ComposedVideoLLM, frames: Tensor, questions: Sequence[str]) -> list[str]:
+    """Answers a question about each of B videos, frames uint8 [B,T,3,H,W], by greedy decoding."""
+    inputs = model.encode_questions(questions) | {"pixel_values_videos": frames.to(model.device)}
+    return model.answer(inputs, max_new_tokens=MAX_NEW_TOKENS)
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        assert isinstance(model, ComposedVideoLLM)
+
+def evaluator(
+    items: Sequence[Conversation],
+    reading: Reading,
+    *,
+    batch: int = 8,
+    answer: Callable[[Any, Tensor, Sequence[str]], list[str]] = answer_questions,
+) -> Evaluate:
+    """Scores the first answers of a model: % that equal the expected text, ignoring case and punctuation.
+
+    Args:
+        items: conversations, whose other turns have no effect.
+        reading: how their videos are read.
+        batch: the number of videos that are answered at once.
+        answer: how the model that is trained answers.
+    """
+
+    def evaluate(model: Any) -> dict[str, float]:
         correct = total = 0
         for start in range(0, len(items), batch):
             part, frames = [], []
@@ -114,11 +134,9 @@ def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8
                 frames.append(square_frames(video.frames, reading.size, reading.frames))
             if not part:
                 continue
-            questions = model.encode_questions([item.turns[0][0] for item in part])
-            videos = {"pixel_values_videos": torch.stack(frames).to(model.device)}
-            answers = model.answer(questions | videos, max_new_tokens=32)
+            answers = answer(model, torch.stack(frames), [item.turns[0][0] for item in part])
             correct += sum(
-                normalize(answer) == normalize(item.turns[0][1]) for answer, item in zip(answers, part, strict=True)
+                normalize(text) == normalize(item.turns[0][1]) for text, item in zip(answers, part, strict=True)
             )
             total += len(part)
         return {"exact_match": 100 * correct / max(1, total)}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fewtokens.llm.composed import ComposedVideoLLM
     from fewtokens.train.inputs import Input
     from fewtokens.train.loop import Objective
+    from fewtokens.train.summary_tokens import MemoryReader
     from fewtokens.train.video_llm import Reading
 
 
@@ -73,13 +74,15 @@ def check_conversations(conversations: ConversationOptions) -> None:
 
 
 def train_language_model(
-    build: Callable[[], tuple[ComposedVideoLLM, dict[str, Input]]],
+    build: Callable[[], tuple[ComposedVideoLLM | MemoryReader, dict[str, Input]]],
     conversations: ConversationOptions,
     options: LanguageTrainOptions,
     base: dict[str, Any],
     objective: Callable[[ComposedVideoLLM, Reading], Objective] | None = None,
 ) -> None:
     """Trains the model that `build()` initializes with the seed of the run; options override the settings in `base`.
+
+    Of a `MemoryReader`, the summary tokens are trained and saved.
 
     `objective`: makes one of `fewtokens.train.refinement`; None for the loss of the answers.
     """
@@ -90,12 +93,14 @@ def train_language_model(
     from fewtokens.train.inputs import plain_input
     from fewtokens.train.refinement import QuestionClips, collate_clips
     from fewtokens.train.settings import Settings, parse_setting
+    from fewtokens.train.summary_tokens import FILE, MemoryReader, train_summary_tokens
     from fewtokens.train.video_llm import (
         PAPER,
         Conversations,
         Reading,
         add_lora,
         answer_loss,
+        answer_questions,
         conversation_inputs,
         evaluator,
         train_video_llm,
@@ -119,7 +124,10 @@ def train_language_model(
     )
     torch.manual_seed(settings.seed)
     model, inputs = build()
+    reader = model if isinstance(model, MemoryReader) else None
     if options.lora is not None:
+        if isinstance(model, MemoryReader):
+            raise ValueError("--lora has no effect on summary tokens, which are trained for a frozen language model")
         add_lora(model, options.lora)
     reading = Reading(conversations.frames, conversations.size)
     inputs |= {**conversation_inputs(training, reading), "--lora": plain_input(options.lora)}
@@ -130,33 +138,52 @@ def train_language_model(
         if main:
             _print_settings(model, asdict(settings), total, len(training), len(test), options.as_json)
         return
+    data = (Conversations if objective is None else QuestionClips)(training, reading, model.tokenizer)
+    answer = answer_questions if reader is None else MemoryReader.answer
     with training_progress("training", total, ("loss", "exact_match"), main) as step:
-        report = train_video_llm(
-            model,
-            (Conversations if objective is None else QuestionClips)(training, reading, model.tokenizer),
-            settings,
-            folder,
-            objective=answer_loss if objective is None else objective(model, reading),
-            collate=None if objective is None else collate_clips,
-            evaluate=evaluator(test, reading) if test else None,
-            inputs=inputs,
-            resume=not options.fresh,
-            progress=step,
-            device=options.device,
-            trained={"frames": reading.frames, "size": reading.size, "seed": settings.seed},
-        )
+        shared: dict[str, Any] = {
+            "evaluate": evaluator(test, reading, answer=answer) if test else None, "inputs": inputs,
+            "resume": not options.fresh, "progress": step, "device": options.device,
+        }  # fmt: skip
+        if isinstance(model, MemoryReader):
+            report = train_summary_tokens(model, data, settings, folder, **shared)
+        else:
+            report = train_video_llm(
+                model,
+                data,
+                settings,
+                folder,
+                objective=answer_loss if objective is None else objective(model, reading),
+                collate=None if objective is None else collate_clips,
+                trained={"frames": reading.frames, "size": reading.size, "seed": settings.seed},
+                **shared,
+            )
     if not main:
         return
     loss = next((line["loss"] for line in reversed(report.metrics) if "loss" in line), None)
+    spec = {} if reader is None else {"spec": reader.spec(folder / FILE)}
     if options.as_json:
-        print_json(run_values(folder, report) | {"loss": loss})
+        print_json(run_values(folder, report) | {"loss": loss} | spec)
         return
     print_run(report, table("Test", [{"score": heading(name), "%": value} for name, value in report.scores.items()]))
     if loss is not None:
         out.print(f"loss {loss:.3f}")
     if report.broken:
         log.print(f"[yellow]{len(report.broken)} videos could not be read[/yellow], listed in {folder / 'broken.txt'}")
-    out.print(f"[bold]Model[/bold]  {escape(str(folder / 'model'))}", highlight=False)
+    if reader is None:
+        out.print(f"[bold]Model[/bold]  {escape(str(folder / 'model'))}", highlight=False)
+    else:
+        out.print(escape(_ask_command(reader, spec["spec"])), highlight=False, soft_wrap=True)
+
+
+def _ask_command(reader: MemoryReader, spec: str) -> str:
+    """The command that answers with trained summary tokens, from as many frames as in their training."""
+    from fewtokens.llm.load import trained_reading
+
+    processor = reader.stream.processor
+    frames = processor.num_frames
+    more = "" if frames == trained_reading(processor.folder)["num_frames"] else f" --frames {frames}"
+    return f'fewtokens ask VIDEO QUESTION --model {processor.folder}{more} --with "{spec}"'
 
 
 def _print_settings(model: Any, settings: dict[str, Any], total: int, training: int, test: int, as_json: bool) -> None:

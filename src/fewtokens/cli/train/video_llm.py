@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from fewtokens.llm.composed import ComposedVideoLLM
     from fewtokens.train.inputs import Input
     from fewtokens.train.loop import Objective
+    from fewtokens.train.summary_tokens import MemoryReader
     from fewtokens.train.video_llm import Reading
 
-OBJECTIVES = ("answers", "sevila", "marc")
+OBJECTIVES = ("answers", "sevila", "marc", "video_xl")
 
 
 @verb(
@@ -37,6 +38,8 @@ OBJECTIVES = ("answers", "sevila", "marc")
     '--with "spatial_pool(stride=2)" --out run',
     'fewtokens train video-llm --data train.jsonl --from run/model --objective marc --with "marc(events=3)" --out few',
     "fewtokens train video-llm --data train.jsonl --from run/model --objective sevila --out localizer",
+    'fewtokens train video-llm --data train.jsonl --from run/model --objective video_xl --with "video_xl(ratio=8)" '
+    "--out few",
     modes=(
         Mode(
             "from",
@@ -73,7 +76,8 @@ def video_llm(
         typer.Option(
             "--objective",
             help="answers: the written answers. sevila: for which frames the model of --from answers right. marc: "
-            "right answers with few tokens, more if the model of --from is right with all.",
+            "right answers with few tokens, more if the model of --from is right with all. video_xl: the written "
+            "answers, which train only the summary tokens of the memory of --with.",
             rich_help_panel=TRAINING,
         ),
     ] = "answers",
@@ -131,7 +135,8 @@ def video_llm(
 
     With --from, the run starts from a trained model, and --with replaces its methods. With --objective sevila, the
     model learns to answer "yes" if a frame suffices for a question, so that it can score frames; with marc, it learns
-    from rewards to answer with few tokens. The model of --from is the fixed one that answers for comparison.
+    from rewards to answer with few tokens. The model of --from is the fixed one that answers for comparison. With
+    video_xl, the model is frozen, and the summary tokens of a memory are trained and written, for ask --with.
 
     Its parts are encoder, projector, compressor, inside (methods inside the language model), streams and llm, with a
     second encoder also encoder2 and projector2.
@@ -148,8 +153,12 @@ def video_llm(
         raise ValueError("give --encoder and --llm, or --from a model that train video-llm wrote")
     if objective == "marc" and not spec:
         raise ValueError("--objective marc requires --with, the methods that leave few tokens")
+    if objective == "video_xl" and not spec:
+        raise ValueError("--objective video_xl requires --with, a memory with summary tokens: 'video_xl(ratio=8)'")
     from fewtokens.llm.composed import build_video_llm, load_video_llm
     from fewtokens.llm.layers.streams import parse
+    from fewtokens.llm.load import trained_reading
+    from fewtokens.llm.prompts import ComposedProcessor
     from fewtokens.train.inputs import folder_input, plain_input
 
     if streams:
@@ -157,11 +166,13 @@ def video_llm(
     if segment is not None and encoder2 is None:
         raise ValueError("--segment has no effect without --encoder2")
 
-    def build() -> tuple[ComposedVideoLLM, dict[str, Input]]:
+    def build() -> tuple[ComposedVideoLLM | MemoryReader, dict[str, Input]]:
         if start is not None:
-            model = load_video_llm(start, spec=spec or None, device="cpu", batch=256)
+            memory = objective == "video_xl"
+            model = load_video_llm(start, spec=None if memory else spec or None, device="cpu", batch=256)
             values = {"--with": spec, "--objective": objective}
-            return model, {"--from": folder_input(start)} | {name: plain_input(value) for name, value in values.items()}
+            sources = {"--from": folder_input(start)} | {name: plain_input(value) for name, value in values.items()}
+            return (condense(start, model) if memory else model), sources
         assert encoder is not None and llm is not None
         options: dict[str, Any] = {"pool": pool, "positions": positions}
         if streams:  # runs without it, also of earlier versions, do not record it
@@ -175,8 +186,16 @@ def video_llm(
             sources["--encoder2"] = folder_input(encoder2)
         return model, sources | {name: plain_input(value) for name, value in values.items()}
 
+    def condense(folder: Path, model: ComposedVideoLLM) -> MemoryReader:
+        from fewtokens.train.summary_tokens import MemoryReader
+
+        size = trained_reading(folder)["read_size"]
+        if conversations.size != size:
+            raise ValueError(f"{folder} reads frames of {size} pixels; use --size {size}")
+        processor = ComposedProcessor(folder, model, num_frames=conversations.frames, read_size=size)
+        return MemoryReader(model, processor, spec)
+
     def refine(model: ComposedVideoLLM, reading: Reading) -> Objective:
-        from fewtokens.llm.prompts import ComposedProcessor
         from fewtokens.train.refinement import SelfRefinement, TeacherReward
 
         assert start is not None
@@ -184,4 +203,7 @@ def video_llm(
         other = load_video_llm(start, device=str(options.device or "auto"), batch=256)
         return (SelfRefinement if objective == "sevila" else TeacherReward)(other, processor)
 
-    train_language_model(build, conversations, options, {}, None if objective == "answers" else refine)
+    own = objective in ("sevila", "marc")
+    # A memory is read without recomputed activations, and the model of --from has no learning rate.
+    base: dict[str, Any] = {"checkpointing": False, "rates": {}} if objective == "video_xl" else {}
+    train_language_model(build, conversations, options, base, refine if own else None)

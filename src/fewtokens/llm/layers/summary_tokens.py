@@ -33,6 +33,8 @@ def summary_embedding(model: Any) -> Tensor:
 class SummaryTokens(nn.Module):
     """An embedding and projections for summary tokens, equal to the model's own before training.
 
+    The queries of the last layer have no effect on what a memory holds, and are not trained.
+
     Args:
         model: a video language model whose layers have `self_attn` with `q_proj`, `k_proj` and `v_proj`.
 
@@ -53,6 +55,8 @@ class SummaryTokens(nn.Module):
         except AttributeError as error:
             raise unsupported(f"its attention has no separate projections ({error})") from None
         self.copies = nn.ModuleList(deepcopy(original).requires_grad_(True) for original in originals)
+        # Nothing reads what a summary attends to in the last layer.
+        self.projections[self.names[-len(_PROJECTIONS)]].requires_grad_(False)
 
     @property
     def projections(self) -> dict[str, nn.Module]:

@@ -38,7 +38,8 @@ class VideoXL(KVMemory):
     (0,1), (2,3), ... are averaged beyond `cap`, weighted by tokens, by the cosine of their values in all layers (ours).
 
     Untrained, without `checkpoint`, summaries use the embedding of the end-of-sequence token and the model's own
-    projections: a variant of the method, without its quality.
+    projections: a variant of the method, without its quality. `fewtokens train video-llm --objective video_xl` trains
+    them, for the ratio and the window that they are used with (`fewtokens.train.summary_tokens`).
 
     Args:
         ratio: visual tokens per summary, at least 1. Default: 8.
@@ -47,13 +48,14 @@ class VideoXL(KVMemory):
         attention: "full_coverage" (default, as published), causal; or "step_expansion", where summaries of an
             unfinished window are seen by themselves alone and have no positions.
         positions: "contiguous" (default, as published) or "absolute", see `KVMemory`.
-        checkpoint: a file of `SummaryTokens.save`; None for the untrained variant.
+        checkpoint: the summary_tokens.safetensors of a training run; None for the untrained variant.
     """
 
     paper = "Video-XL, arXiv 2409.14485"
     license = "written from the paper and the description of its code, which is Apache-2.0"
     cost = "1 + 1/ratio passes of each token, each over the window and the summaries"
     summarizes = True
+    joins = True
 
     def __init__(
         self,
