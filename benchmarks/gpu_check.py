@@ -52,7 +52,7 @@ def script(name: str, *options: str) -> list[str]:
 
 
 PARTS = [
-    Part("tests", ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--color=no", "tests"], 240, True),
+    Part("tests", ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--color=no", "tests"], 240, True),
     Part("tobo_speed, tiny", script("tobo_speed", "--tiny"), 60, True),
     Part("onevision_cost, 2 frames", script("onevision_cost", "--gpu", "--quick"), 60, False),
     Part("tower_patches, 2 layers", script("tower_patches", "--layers", "2", "--repeats", "2"), 60, False),

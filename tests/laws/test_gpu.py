@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def model(family: str, device: str):
     from tests.llm.saved import save
 
     with tempfile.TemporaryDirectory() as folder:
-        return load(save(family, folder), device=device)
+        return load(save(family, Path(folder)), device=device)
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])

@@ -80,7 +80,8 @@ class VidCom2(Reducer):
         weight = (dissimilarity[..., 0] / self.temperature).masked_fill(~nonempty, -torch.inf).softmax(1)
         scale = self._kept_fraction(tokens) * (1 + weight - 1 / nonempty.sum(1, keepdim=True))
         frame_counts = (scale.clamp(max=1) * size).round().clamp(min=1).minimum(size)
-        survives = rank_within(similarity, frame, T) < frame_counts.gather(1, frame_index)
+        # Not `gather`, with which torch.compile for CPUs (2.13) lets all tokens survive.
+        survives = rank_within(similarity, frame, T) < take_rows(frame_counts[..., None], frame_index)[..., 0]
         # The total is corrected over all frames: survivors rank first, each part ordered by similarity.
         order = similarity.argsort(dim=1, stable=True).argsort(dim=1)
         return Plan.top(-(order + tokens.N * ~survives), self.counts(tokens), tokens, num_slots=self.max_slots(tokens))
