@@ -43,7 +43,7 @@ from fewtokens.video import write as write_video
 
 THROUGHPUT, KILLS = "Throughput and memory", "Kills"
 DISTINCT = 50
-# Seconds after which a job whose process was killed must have ended.
+# Seconds without a new file, or without an end after the last one, after which a job hangs.
 HANG = 300
 WORDS = ("--frames", "8", "--size", "48", "--with", "evs(keep=0.1)")
 
@@ -147,17 +147,33 @@ def end_all(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=10)
 
 
+def await_end(process: subprocess.Popen[str], out: Path) -> None:
+    """Waits for a job to end, which may take long on a busy machine.
+
+    Raises:
+        TimeoutExpired: it hangs.
+    """
+    files, since = -1, time.monotonic()
+    while process.poll() is None:
+        if (now := sum(path.is_file() for path in out.rglob("*"))) != files:
+            files, since = now, time.monotonic()
+        if time.monotonic() - since > HANG:
+            raise subprocess.TimeoutExpired(process.args, HANG)
+        time.sleep(0.5)
+
+
 def kill_runs(
     words: list[str], engine: str, kills: int, length: float, chance: random.Random, expected: dict[str, Any]
 ) -> dict[str, int]:
     """Runs a job until it ends, killing its processes at random moments; again in a new folder up to `kills` kills."""
     kinds = ("worker", "driver") if engine == "local" else ("worker", "driver", "node")
     counts = dict.fromkeys(kinds, 0)
+    out = Path(words[words.index("--out") + 1])
     starts = ends = different = 0
     while True:
         starts += 1
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        watched = psutil.Process(process.pid)
+        watched, begin, before = psutil.Process(process.pid), time.monotonic(), sum(counts.values())
         everyone: list[psutil.Process] = []
         while sum(counts.values()) < kills and process.poll() is None:
             kind = chance.choice(kinds)
@@ -172,16 +188,18 @@ def kill_runs(
                     counts[kind] += 1
             if kind != "worker":
                 break
-        process.wait(HANG)
+        await_end(process, out)
         end_all(everyone)  # before reading, since they may hold the pipe
         _, errors = process.communicate()
         if process.returncode == 0:
-            out = Path(words[words.index("--out") + 1])
+            if sum(counts.values()) == before:  # kills come too late
+                length = min(length, time.monotonic() - begin)
             actual, ends = contents(out), ends + 1
             different += sum(expected.get(name) != actual.get(name) for name in expected.keys() | actual.keys())
             if sum(counts.values()) >= kills:
                 return {"starts": starts, "ends": ends, "different": different, **counts}
             shutil.rmtree(out)
+            print(f"{engine}: {starts} starts, {ends} ends, {different} files differ, kills {counts}", flush=True)
         elif process.returncode not in (-signal.SIGKILL, 2):
             raise SystemExit(f"exit code {process.returncode} after {counts}\n{errors}")
 
