@@ -63,9 +63,7 @@ def test_a_part_in_a_list(tmp_path):
     run("show", path, "--out", tmp_path / "part.png")
     (tmp_path / "open.txt").write_text("film.mp4#t=1.8\nfilm.mp4#t=,0.1\nfilm.mp4#t=1.9,\n", encoding="utf-8")
     run("tokenize", tmp_path / "open.txt", *WORDS, "--out", tmp_path / "open")
-    seconds = [
-        Tokens.load(path).grid.times.flatten().tolist() for path in (tmp_path / "open").glob("*.safetensors")
-    ]
+    seconds = [Tokens.load(path).grid.times.flatten().tolist() for path in (tmp_path / "open").glob("*.safetensors")]
     assert sorted(seconds) == [pytest.approx([0.0]), pytest.approx([1.8, 1.9]), pytest.approx([1.9])]
     (tmp_path / "list.txt").write_text("film.mp4#t=5,6\n", encoding="utf-8")
     result = run("tokenize", tmp_path / "list.txt", *WORDS, "--out", tmp_path / "empty", code=1)
