@@ -112,11 +112,12 @@ def test_any_arguments_build_or_raise_a_value_error(name, data):
     parameters = list(inspect.signature(registry.get(name)).parameters)
     arguments = data.draw(st.dictionaries(st.sampled_from(parameters), _VALUES, max_size=3))
     spec = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
-    try:
-        (method,) = registry.build(spec)
-    except ValueError:
-        return
-    assert [again.spec for again in registry.build(method.spec)] == [method.spec]
+    with torch.device("meta"):  # random weights take most of the time
+        try:
+            (method,) = registry.build(spec)
+        except ValueError:
+            return
+        assert [again.spec for again in registry.build(method.spec)] == [method.spec]
 
 
 def test_counting_parameters_does_not_change_the_random_state():

@@ -22,12 +22,13 @@ class _ExternalName:
 
 
 def format_short(kind: type, name: str, arguments: Mapping[str, Any]) -> str:
-    """Formats a spec without the arguments that are None or have their default value, except `keep`."""
+    """Formats a spec without the arguments that have their default value, except `keep`, and without unknown None."""
     parameters = inspect.signature(kind).parameters
     shown = {
         key: value
         for key, value in arguments.items()
-        if value is not None and (key == "keep" or key not in parameters or value != parameters[key].default)
+        if (value is not None and (key == "keep" or key not in parameters))
+        or (key in parameters and value != parameters[key].default)
     }
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in shown.items())})" if shown else name
 
@@ -43,7 +44,7 @@ class Spec:
             the entry point of another package. A class that is not registered has its class name, which no spec string
             can contain.
         arguments: the constructor arguments and their values, by name.
-        spec: the spec string that builds the object; arguments that are None are omitted.
+        spec: the spec string that builds the object; arguments that are None by default and None are omitted.
         short_spec: the spec without arguments that have their default value, except `keep`; for figures and tables.
     """
 
@@ -71,7 +72,7 @@ class Spec:
 
     @property
     def spec(self) -> str:
-        """The spec string that builds the object; arguments that are None are omitted."""
+        """The spec string that builds the object; arguments that are None by default and None are omitted."""
         return f"{self.name}({self.extra_repr()})"
 
     @property
@@ -81,4 +82,9 @@ class Spec:
 
     def extra_repr(self) -> str:
         """The arguments of the spec string; also shown by `repr` of modules."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items() if value is not None)
+        parameters = inspect.signature(type(self)).parameters
+        return ", ".join(
+            f"{name}={value!r}"
+            for name, value in self.arguments.items()
+            if value is not None or parameters[name].default is not None
+        )
