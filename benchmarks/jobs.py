@@ -15,7 +15,7 @@ raylet (the process of a node). Then it runs to its end, and its
 files must be those of an undisturbed run: tensors and headers bit-equal, rows of the manifest equal except for seconds,
 nothing left over. The exit code is 1 if anything differs.
 
-Cost on two cores: throughput 5 minutes; kills 10 minutes for 50 with local, 40 with Ray, whose clusters start slowly.
+Cost on two cores: throughput 5 minutes; kills 15 minutes for 50 with local, 25 with Ray.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def killed(folder: Path, clips: Path, kills: int, engine: str, seed: int) -> dic
     }  # fmt: skip
 
 
-def report(title: str, rows: list[dict], options: argparse.Namespace) -> None:
+def report(title: str, rows: list[dict]) -> None:
     """Writes one table, and the other one as it was."""
     path = RESULTS / "jobs.json"
     tables = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
@@ -254,8 +254,6 @@ def report(title: str, rows: list[dict], options: argparse.Namespace) -> None:
         done = {row["engine"] for row in rows}
         rows = sorted([*rows, *(row for row in tables.get(title, []) if row["engine"] not in done)], key=str)
     tables = {name: rows if name == title else tables.get(name) for name in (THROUGHPUT, KILLS)}
-    names = ("clips", "loop", "kills", "kill-clips")
-    words = " ".join(f"--{name} {getattr(options, name.replace('-', '_'))}" for name in names)
     notes = (
         "Clips of 8 frames of 48x64 pixels. Memory is the sum of the resident bytes of all processes, so pages that "
         "they share count several times. *Starts*: how often a job was started or resumed. *Ends*: how many jobs came "
@@ -265,7 +263,7 @@ def report(title: str, rows: list[dict], options: argparse.Namespace) -> None:
     write(
         "jobs",
         "Jobs of `fewtokens tokenize` over generated clips",
-        f"python benchmarks/jobs.py throughput|kills {words}",
+        "python benchmarks/jobs.py throughput|kills",
         {name: table for name, table in tables.items() if table},
         notes,
     )
@@ -286,12 +284,12 @@ def main() -> None:
         folder = Path(name)
         clips = make_clips(folder / "clips", options.clips if options.part == "throughput" else options.kill_clips)
         if options.part == "throughput":
-            report(THROUGHPUT, throughput(folder, clips, options.clips, options.loop, engines), options)
+            report(THROUGHPUT, throughput(folder, clips, options.clips, options.loop, engines))
             return
         different = 0
         for engine in engines:
             row = killed(folder, clips, options.kills // len(engines), engine, options.seed)
-            report(KILLS, [row], options)
+            report(KILLS, [row])
             different += row["files that differ"]
     if different:
         raise SystemExit(1)

@@ -16,6 +16,7 @@ from fewtokens.cli.options import EncoderOptions, MethodOptions, ReadOptions, Ru
 if TYPE_CHECKING:
     from fewtokens.core.encoder import Encoder
     from fewtokens.core.pipeline import Pipeline
+    from fewtokens.jobs.sources import Part
     from fewtokens.video import Video
 
 PATCHES = Mode(
@@ -111,7 +112,7 @@ def check_reading(options: ReadOptions) -> None:
         raise ValueError("give --frames or --fps, not both")
 
 
-def within_part(options: ReadOptions, part: tuple[float | None, float | None] | None) -> ReadOptions:
+def within_part(options: ReadOptions, part: Part | None) -> ReadOptions:
     """Returns options whose start and end, relative to a part of a file, are relative to the file."""
     if part is None:
         return options

@@ -22,13 +22,12 @@ class _ExternalName:
 
 
 def format_short(kind: type, name: str, arguments: Mapping[str, Any]) -> str:
-    """Formats a spec without the arguments that have their default value, except `keep`, and without unknown None."""
+    """Formats a spec without the arguments that have their default value, except `keep`."""
     parameters = inspect.signature(kind).parameters
     shown = {
         key: value
         for key, value in arguments.items()
-        if (value is not None and (key == "keep" or key not in parameters))
-        or (key in parameters and value != parameters[key].default)
+        if key not in parameters or value != parameters[key].default or (key == "keep" and value is not None)
     }
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in shown.items())})" if shown else name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,6 @@ def train_summary_tokens(
     settings: Settings,
     out: str | Path,
     *,
-    collate: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
     evaluate: Evaluate | None = None,
     inputs: Mapping[str, Input] | None = None,
     resume: bool = True,
@@ -161,7 +160,6 @@ def train_summary_tokens(
         reader: the model with the memory. The part in `Settings.rates` is named summaries.
         data: samples as `Conversations` returns them.
         settings: without checkpointing, compile and shard.
-        collate: combines samples into a batch of `MemoryReader.forward`, if they have another format.
         evaluate, inputs, resume, progress, device: as for `fit`.
 
     Raises:
@@ -173,10 +171,9 @@ def train_summary_tokens(
         raise ValueError(f"summary tokens are trained without {off[0]}; use --set {off[0]}=false")
     main = PartialState(cpu=device == "cpu")
     reader.stream.model.to(main.device)
-    collate = collate or make_collate(reader.tokenizer.pad_token_id or 0)
     report = fit(
-        reader, memory_loss, data, settings, out, collate=collate, evaluate=evaluate, inputs=inputs, resume=resume,
-        progress=progress, device=device,
+        reader, memory_loss, data, settings, out, collate=make_collate(reader.tokenizer.pad_token_id or 0),
+        evaluate=evaluate, inputs=inputs, resume=resume, progress=progress, device=device,
     )  # fmt: skip
     if main.is_main_process:
         reader.summaries.save(Path(out) / FILE)
