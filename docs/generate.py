@@ -207,5 +207,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Writes a page for each method.")
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
     parser.add_argument("--no-images", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=registry.every_name(), default=[], metavar="NAME")
     given = parser.parse_args()
-    print(f"{given.folder}: {len(write(given.folder, images=not given.no_images))} methods")
+    names = write(given.folder, images=not given.no_images, only=given.only)
+    print(f"{given.folder}: {len(given.only or names)} methods")

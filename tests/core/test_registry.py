@@ -135,7 +135,7 @@ def install(monkeypatch, tmp_path):
     monkeypatch.setattr(entry_points, "_warned", set())
     monkeypatch.syspath_prepend(tmp_path)
     points = []
-    monkeypatch.setattr(entry_points, "entry_points", lambda group: points if group == "fewtokens.methods" else [])
+    monkeypatch.setattr(entry_points, "installed", lambda: points)
 
     def write(module: str, code: str, **named: str) -> None:
         path = tmp_path.joinpath(*module.split(".")).with_suffix(".py")

@@ -102,7 +102,7 @@ def default_of(name: str, argument: str, text: str) -> str:
     kind = registry.get(name)
     value = inspect.signature(kind).parameters[argument].default
     if value is None:
-        value = getattr(kind(), argument, None)
+        value = getattr(_by_default(kind), argument, None)
     if value is not None:
         return repr(value)
     entry = re.search(rf"^ {{4}}[\w, ]*\b{argument}\b[\w, ]*: (.*(?:\n {{5}}.*)*)", text, re.M)
@@ -135,6 +135,14 @@ def summary_of(text: str) -> str:
     return first.replace("`", "").rstrip(".")
 
 
+def _by_default(kind: type[Any]) -> Any:
+    """A method with its default arguments; what it trains is on the meta device, where nothing is initialized."""
+    import torch
+
+    with torch.device("meta"):
+        return kind()
+
+
 def describe(name: str) -> dict[str, Any]:
     """Returns the properties of a method as plain values (see docs/formats.md)."""
     from fewtokens.core import registry
@@ -142,7 +150,7 @@ def describe(name: str) -> dict[str, Any]:
     from fewtokens.core.method import Method
 
     kind = registry.get(name)
-    method = kind()
+    method = _by_default(kind)
     has_keep = "keep" in method.arguments
     budget = "threshold, or exact" if has_keep else "threshold"
     if getattr(method, "budget", None) or (not isinstance(method, Method) and (has_keep or method.stage == "frames")):

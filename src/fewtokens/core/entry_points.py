@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Collection
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,27 @@ from typing import Any
 GROUP = "fewtokens.methods"
 # Messages of warnings that this process has already given.
 _warned: set[str] = set()
+
+
+def installed() -> tuple[EntryPoint, ...]:
+    """Returns the installed entry points of the group.
+
+    Looking for them opens a file of every installed package, so this is done again only after a folder of `sys.path`
+    has changed, as when a package is installed.
+    """
+    return _find(tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+@lru_cache(maxsize=1)
+def _find(folders: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def external(reserved: Collection[str] = ()) -> dict[str, EntryPoint]:
@@ -21,7 +45,7 @@ def external(reserved: Collection[str] = ()) -> dict[str, EntryPoint]:
             so is the second of two entry points of the same name.
     """
     found: dict[str, EntryPoint] = {}
-    for point in sorted(entry_points(group=GROUP), key=package_of):
+    for point in sorted(installed(), key=package_of):
         if point.name in reserved:
             warn_once(f"{describe(point)} is ignored: fewtokens has a method {point.name!r}; rename the entry point")
         elif point.value != found.setdefault(point.name, point).value:
@@ -34,7 +58,7 @@ def name_of(cls: type) -> str | None:
     package = cls.__module__.partition(".")[0]
     points = [
         point
-        for point in entry_points(group=GROUP)
+        for point in installed()
         if point.module.partition(".")[0] == package and not _is_built_in(point.name)
     ]
     for point in points:
