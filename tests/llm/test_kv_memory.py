@@ -181,6 +181,14 @@ def test_a_prompt_that_begins_with_the_video(parts, spec):  # noqa: F811
         torch.testing.assert_close(ours, expected[-len(ours) :], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [Session, StreamSession])
+def test_methods_inside_a_composed_model_are_not_skipped(kind, parts):  # noqa: F811
+    model = build(parts, "videollm_mod(keep=0.5)").eval()
+    processor = ComposedProcessor(parts / "llm", model, num_frames=8, read_size=32)
+    with pytest.raises(ValueError, match="methods inside its language model, which ring_cache would skip"):
+        kind(model, processor, ALL)
+
+
 def test_errors():
     model, processor = loaded("llava_onevision")
     with pytest.raises(ValueError, match="is a memory in the key-value cache; use a Session"), attach(model, ALL):

@@ -34,10 +34,13 @@ class KVStream:
         method: the memory.
 
     Raises:
-        ValueError: the layers of the model cannot be run against slots, or the family has text between frames.
+        ValueError: the layers of the model cannot be run against slots, the model is a `ComposedVideoLLM` with methods
+            inside its language model, or the family has text between frames.
     """
 
     def __init__(self, model: Any, processor: Processor, backend: Backend, method: KVMemory) -> None:
+        if getattr(model, "inside", None) is not None:
+            raise ValueError(f"the model has methods inside its language model, which {method.name} would skip")
         self.model, self.processor, self.backend, self.method = model, processor, backend, method
         self.runtime = KVRuntime(model, backend, method)
         self._grid = Grid(1, 1, 1)

@@ -64,8 +64,6 @@ class MemoryReader(nn.Module):
                 f"{spec!r} is not one memory with summary tokens; use one without other methods, such as "
                 "'video_xl(ratio=8)'"
             )
-        if model.inside is not None:
-            raise ValueError(f"the model has methods inside its language model, which {memory.name} would skip")
         self.stream = KVStream(model.eval().requires_grad_(False), processor, processor.backend, memory)
         self.summaries = SummaryTokens(model)
         if memory.checkpoint is not None:
