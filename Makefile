@@ -9,6 +9,9 @@ READY := $(VENV)/.ready
 NEWEST := torch transformers av accelerate
 LOWEST := transformers==$(shell sed -n 's/^llm = .*transformers>=\([0-9.]*\),<.*/\1/p' pyproject.toml)
 
+# Tests start many processes, which would each compile all modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo check test test-page test-newest test-lowest test-vllm test-ray test-package gpu-check lint format docs clean
 
 demo: $(READY)

@@ -205,7 +205,7 @@ class TestTables:
             ["methods"], ["methods", "tome"], ["models"], ["models", "vit_s16"], ["llm-families"],
             ["llm-families", "qwen3_vl"], ["doctor"],
             ["cost", "tokenlearner_vit_l16_16at12", "vit_l16", "vit_s16"],
-            ["cost", "--with", "token_dynamics(keep=32),tome(keep=0.1),kmeans(keep=0.1)"],
+            ["cost", "--with", "token_dynamics(keep=32),tome(keep=0.1),kmeans(keep=0.1)", "--grid", "32x9x9"],
             ["demo", "--frames", "2", "--size", "32", "--out", "OUT"],
             ["bench", "clip.mp4", "--with", "tome_video(within='frame')", "--keep", "0.5", "--frames", "2",
              "--size", "32", "--repeats", "1", "--out", "OUT"],

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -162,14 +163,14 @@ def test_checkpointing_and_compile(tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_compiled(tmp_path):
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(1))
-    except Exception as error:  # no compiler on this machine
-        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+def test_compiled(tmp_path, monkeypatch):
+    """With the graphs of torch.compile, but without kernels, whose compilation takes a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     baseline, _ = run(tmp_path / "a", steps=2, ema=0.0)
-    compiled, _ = run(tmp_path / "b", steps=2, ema=0.0, compile=True)
-    assert baseline.state_dict().keys() == compiled.state_dict().keys()
+    model, _ = run(tmp_path / "b", steps=2, ema=0.0, compile=True)
+    assert baseline.state_dict().keys() == model.state_dict().keys()
+    for a, b in zip(baseline.state_dict().values(), model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_averaged_weights_are_evaluated(tmp_path):

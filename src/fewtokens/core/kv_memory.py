@@ -72,6 +72,8 @@ class KVSlots:
     def take(self, index: Tensor) -> KVSlots:
         """Returns the slots at `index`, int64 [m], or where a mask is True, bool [n]."""
         index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
+        if not self.keys:  # of no layers yet
+            return KVSlots([], [], self.info[index])
         at = index.to(self.keys[0].device)
         keys, values = ([part.index_select(1, at) for part in parts] for parts in (self.keys, self.values))
         return KVSlots(keys, values, self.info[index])
