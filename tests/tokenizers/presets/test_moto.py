@@ -36,7 +36,7 @@ def test_published_tokens_and_bits():
 def test_the_first_frame_is_side_information():
     """The second frame follows from the first one and the codes alone, so that codes can be given another first frame.
 
-    That it moves as the encoded pair does requires longer training than a test has.
+    That it moves as the encoded pair does takes 2,000 steps of training: benchmarks/tokenizer_laws.py.
     """
     tokenizer = build().eval()
     clips = pairs([8, -8])

@@ -35,7 +35,7 @@ class SlotCache:
 
     @torch.inference_mode()
     def push(self, features: Tensor, seconds: Tensor) -> None:
-        """Adds frames [T,C] at `seconds` [T], one after the other."""
+        """Adds frames [T,C] at `seconds` [T], sequentially."""
         spans = seconds[None, :, None].expand(-1, -1, 3)
         embedded = self.reader.embed_slots(Reads(features[None], spans, spans[..., 0] >= 0))[0]
         for frame, second in zip(embedded, seconds.tolist(), strict=True):

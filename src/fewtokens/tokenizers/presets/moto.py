@@ -73,7 +73,7 @@ PRESET = Preset(
         "The two features of a patch are combined by a linear layer before the queries; in the paper's code queries "
         "attend to both. The mapping to 32 channels is linear instead of an MLP with Tanh; the codebook follows "
         "moving means. The published perceptual loss has no gradient; ours, in training, has one. The tiny size reads "
-        "a ViT with random weights, whose features depend on places: after 160 steps of training codes of one pair "
-        "do not yet move the first frame of another."
+        "a ViT with random weights, whose features depend on places: codes of one pair move the first frame of another "
+        "only after some 2,000 steps of training."
     ),
 )
