@@ -129,6 +129,18 @@ def test_counting_parameters_does_not_change_the_random_state():
         assert torch.equal(actual, expected)
 
 
+def test_a_package_is_found_as_soon_as_it_is_installed(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    before = entry_points.installed()
+    assert entry_points.installed() is before
+    folder = tmp_path / "later-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: later\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[fewtokens.methods]\nlater = later_package:Method\n")
+    (new,) = set(entry_points.installed()) - set(before)
+    assert (new.name, new.value, entry_points.package_of(new)) == ("later", "later_package:Method", "later")
+
+
 @pytest.fixture
 def install(monkeypatch, tmp_path):
     """Writes modules and registers entry points, as an installed package does."""
