@@ -115,12 +115,13 @@ BUDGET = [
     for name in NAMES
     if "keep" in inspect.signature(registry.get(name)).parameters and not issubclass(registry.get(name), Resampler)
 ]
-CAUSAL = [spec for spec in SPECS if registry.build(spec)[0].causal]
+with torch.device("meta"):  # random weights take most of the time
+    _BUILT = {spec: registry.build(spec)[0] for spec in SPECS}
+CAUSAL = [spec for spec, method in _BUILT.items() if method.causal]
 # Methods that accept the output of a resampler.
 AFTER_RESAMPLERS = [
-    spec for spec in SPECS for method in registry.build(spec)
-    if method.stage == "tokens" and not method.needs and not method.full_grid
-]  # fmt: skip
+    spec for spec, method in _BUILT.items() if method.stage == "tokens" and not method.needs and not method.full_grid
+]
 
 
 def build(spec: str, *, dim: int = 24, side: int = 5, **defaults) -> Method:
