@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import fewtokens
-from fewtokens.core.kv_memory import RAW, SUMMARY, KVSlots
+from fewtokens.core.kv_memory import RAW, SECOND, SUMMARY, KVSlots
 from fewtokens.evaluation.longvideo.language import Question, Reads, collate, pose
 from fewtokens.evaluation.longvideo.slot_cache import SlotCache
 from tests.evaluation.test_longvideo_language import CODES, SCRIPT, generator, random_reader
@@ -77,7 +77,7 @@ def test_a_question_reads_the_chunk_that_it_attends_to_most(reader, questions):
         ((slots, rates),) = rated
         assert bool((slots.kind == SUMMARY).all()) and bool((rates > 0).all()) and float(rates.sum()) < 1
         means = rates.unflatten(0, (6, 2)).mean(1)
-        (dense,) = (read.info[read.kind == RAW, 2] // 10).unique().tolist()
+        (dense,) = (read.info[read.kind == RAW, SECOND] // 10).unique().tolist()
         assert dense == int(means.argmax()) and cache.answer(question)[1] == len(read) == 5 * 2 + 10
         chosen.add(dense)
     assert len(chosen) > 1
