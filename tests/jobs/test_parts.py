@@ -10,7 +10,8 @@ import pytest
 from fewtokens import Tokens
 from fewtokens.jobs import find_sources
 from fewtokens.jobs.sources import split_part
-from fewtokens.video import synthetic, write
+from fewtokens.tokenizers.files import read_header
+from fewtokens.video import read, synthetic, write
 from tests.helpers.command import run
 from tests.helpers.robots import FPS, KEYS, LENGTHS, frames, write_dataset
 
@@ -68,3 +69,27 @@ def test_a_part_in_a_list(tmp_path):
     (tmp_path / "list.txt").write_text("film.mp4#t=5,6\n", encoding="utf-8")
     result = run("tokenize", tmp_path / "list.txt", *WORDS, "--out", tmp_path / "empty", code=1)
     assert "has no frame between 5.0 s and 6.0 s" in " ".join(result.output.split())
+
+
+VERBS = {
+    "tokenize": ("--with", "uniform(keep=1.0)"),
+    "encode": ("--tokenizer", "tubelet(8, stride=(1, 8, 8)) | fsq((4, 4)) > tubelet(stride=(1, 8, 8))"),
+    "bench": ("--with", "uniform", "--keep", "0.5", "--engine", "local"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_job_reads_only_the_part(verb, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("vector_quantize_pytorch")
+    write(tmp_path / "film.mp4", synthetic("shapes", frames=20, size=(32, 48)).frames, FPS)
+    (tmp_path / "list.txt").write_text("film.mp4#t=0.5,1.2\n", encoding="utf-8")
+    words = ("--size", "32", "--workers", "1", "--out", tmp_path / "out", *VERBS[verb])
+    run(verb, tmp_path / "list.txt", *words)
+    (row,) = parquet.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    assert (row["error"], row["frames"]) == (None, 7)
+    if verb == "encode":
+        (path,) = (tmp_path / "out").glob("*.safetensors")
+        assert read_header(path)["meta"]["reading"]["start"] == 0.5
+        run("decode", path, "--compare", tmp_path / "film.mp4", "--out", tmp_path / "part.mp4")
+        assert len(read(tmp_path / "part.mp4")) == 7

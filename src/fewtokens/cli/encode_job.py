@@ -31,6 +31,7 @@ class _Clip(NamedTuple):
     parts: list[Video]
     rate: float | None
     source: dict[str, Any]
+    bounds: dict[str, float | None]  # of a part of a file
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,15 @@ class EncodeWork:
 
     def read(self, location: str, check: Callable[..., None]) -> _Clip:
         """Decodes the frames of a video; see `fewtokens.jobs.Work`."""
-        from fewtokens.jobs.sources import local_source
+        from fewtokens.jobs.sources import local_source, split_part
 
-        with local_source(location, check) as (path, source):
+        whole, part = split_part(location)
+        bounds = {} if part is None else {"start": part[0] or 0.0, "end": part[1]}
+        with local_source(whole, check) as (path, source):
             reading = {"frames": self.frames, "fps": self.fps, "size": self.size}
-            parts = VideoParts(path, reading, check)
+            parts = VideoParts(path, reading | bounds, check)
             frames = list(parts)
-        return _Clip(frames, parts.rate, source)
+        return _Clip(frames, parts.rate, source, bounds)
 
     def load(self) -> _Encode:
         """Loads the tokenizer; see `fewtokens.jobs.Work`."""
@@ -97,7 +100,8 @@ class _Encode:
         for clip in videos:
             writer = EncodedWriter(model, packed=self.work.packed, half=self.work.half, fingerprint=fingerprint)
             encode_parts(model, writer, clip.parts)
-            results.append(_Encoded(writer, clip.rate, {"source": clip.source, **self.request}))
+            request = self.request | {"reading": self.request["reading"] | clip.bounds}
+            results.append(_Encoded(writer, clip.rate, {"source": clip.source, **request}))
         return results
 
 

@@ -292,7 +292,8 @@ class JobOptions:
         str | None,
         typer.Option(
             "--engine",
-            help="local (processes of this machine) or ray (a cluster). Default: local for a list, folder or pattern.",
+            help="local (processes of this machine) or ray (a cluster). Default: local for a list, folder or pattern "
+            "of tokenize and encode; otherwise no job.",
             rich_help_panel=RUN,
         ),
         Check(check_engine),

@@ -20,7 +20,8 @@ class VideoParts:
 
     Args:
         video: the file.
-        reading: number of `frames`, `fps` and short side `size`; None or absent for those of the video.
+        reading: number of `frames`, `fps`, short side `size`, and `start` and `end` in seconds; None or absent for
+            those of the video.
         advance: receives the number of frames read and their estimated total.
     """
 
@@ -33,10 +34,11 @@ class VideoParts:
         from fewtokens.video import read, stream
 
         frames, fps, size = (self.reading.get(name) for name in ("frames", "fps", "size"))
+        start, end = self.reading.get("start") or 0.0, self.reading.get("end")
         if frames is not None:
-            videos = iter([read(self.video, frames=frames, size=size)])
+            videos = iter([read(self.video, frames=frames, size=size, start=start, end=end)])
         else:
-            videos = stream(self.video, chunk=_CHUNK, fps=fps, size=size)
+            videos = stream(self.video, chunk=_CHUNK, fps=fps, size=size, start=start, end=end)
         first, count = None, 0
         with iterate_ahead(videos) as parts:
             for part in parts:

@@ -57,9 +57,7 @@ def name_of(cls: type) -> str | None:
     """Returns the name of the entry point that refers to a class, or None if there is none."""
     package = cls.__module__.partition(".")[0]
     points = [
-        point
-        for point in installed()
-        if point.module.partition(".")[0] == package and not _is_built_in(point.name)
+        point for point in installed() if point.module.partition(".")[0] == package and not _is_built_in(point.name)
     ]
     for point in points:
         if (point.module, point.attr) == (cls.__module__, cls.__qualname__):
