@@ -181,6 +181,22 @@ def test_a_prompt_that_begins_with_the_video(parts, spec):  # noqa: F811
         torch.testing.assert_close(ours, expected[-len(ours) :], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_videos_of_other_sizes_do_not_change_a_cached_one(family):
+    wide = synthetic("pan", frames=8, size=(32, 160), seed=2)
+    session = Session(*loaded(family), ALL, 8)
+    first = session.ask(CLIP, FIRST, 6)
+    held = session._slots[next(iter(session._encoded.values()))]
+    with torch.no_grad():
+        before = session._stream.prefill(held, FIRST)
+    alone = Session(*loaded(family), ALL, 8).ask(wide, FIRST, 6)
+    assert (other := session.ask(wide, FIRST, 6)).text == alone.text and other.cells == alone.cells
+    again = session.ask(CLIP, FIRST, 6)
+    assert (again.text, again.cells, again.seconds["encode"]) == (first.text, first.cells, 0)
+    with torch.no_grad():
+        assert torch.equal(session._stream.prefill(held, FIRST), before)
+
+
 @pytest.mark.parametrize("kind", [Session, StreamSession])
 def test_methods_inside_a_composed_model_are_not_skipped(kind, parts):  # noqa: F811
     model = build(parts, "videollm_mod(keep=0.5)").eval()
@@ -317,7 +333,7 @@ def test_video_xl_2_with_all_chunks_is_attention_with_the_mask_of_chunks():
     with torch.no_grad():
         rows = [session._encode([(frame, 0.0)])[0] for frame in CLIP.frames[:6]]
         features = torch.cat([row.features[row.layout.cells("cpu")] for row in rows])
-        embeddings = torch.cat([kv.runtime.embed(ids[: video[0]]), features, kv._question(FIRST).embeddings])
+        embeddings = torch.cat([kv.runtime.embed(ids[: video[0]]), features, kv._question(memory, FIRST).embeddings])
         mask = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
         hidden = kv.runtime.text(inputs_embeds=embeddings[None], attention_mask=mask, use_cache=False)
         expected = kv.runtime.logits(hidden.last_hidden_state[0, end + 1 :])

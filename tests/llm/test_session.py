@@ -130,6 +130,16 @@ def test_features_of_kept_patches_are_not_those_of_all(monkeypatch):
     assert kept.shape == everything.shape and not torch.equal(kept, everything)
 
 
+def test_what_was_reduced_leaves_with_its_video():
+    """Frames in memory are known by their id, which another object may get later."""
+    model, processor = loaded("qwen2_vl")
+    session = Session(model, processor, FEW, 8, cache_size=1)
+    session.ask(CLIP, FIRST, 2)
+    assert len(session._reduced) == 1
+    session.unreduced().ask(synthetic("pan", frames=8, size=(64, 96)), FIRST, 2)
+    assert len(session._encoded) == 1 and not session._reduced
+
+
 def test_recent_videos_are_cached_and_changed_files_reread(tmp_path, monkeypatch):
     model, processor = loaded("qwen2_vl")
     session = Session(model, processor, "rlt(0.1)", 8, cache_size=2)

@@ -77,8 +77,8 @@ def test_the_loss_is_that_of_a_stream_token_by_token(parts, conversations):
         first, _ = encode_turns(trained.tokenizer, [(question, None)])
         with torch.no_grad():
             logits = kv.prefill(state, question)[-1:]
-            _, suffix = kv._text(question)
-            slots, _, _ = kv.runtime.run(kv._question(question), state.slots, first=state.columns)
+            _, suffix = kv._text(question, state.layout.grid)
+            slots, _, _ = kv.runtime.run(kv._question(state, question), state.slots, first=state.columns)
             slots = KVSlots.concatenate([state.slots, slots])
             for n in range(len(first), len(ids)):
                 if labels[n] != IGNORE_INDEX:

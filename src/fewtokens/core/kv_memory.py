@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -217,6 +217,7 @@ class KVState:
         steps: the number of steps of frames so far.
         host: parts of the stream in host memory.
         stats: small tensors of the method by name.
+        layout: what whoever runs the model must know of this video; not in `tensors`.
     """
 
     slots: KVSlots
@@ -224,6 +225,7 @@ class KVState:
     steps: int = 0
     host: list[KVSlots] = field(default_factory=list)
     stats: dict[str, Tensor] = field(default_factory=dict)
+    layout: Any = None
 
     __repr__ = shape_repr
 

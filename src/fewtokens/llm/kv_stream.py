@@ -7,6 +7,7 @@ when it arrives, and the question with the text after the video when it is asked
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.kv_memory import RAW, TEXT, Columns, KVMemory, KVSlots, KVState, slot_info
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.answer import Answer
 from fewtokens.llm.backends.base import Backend
@@ -25,8 +27,27 @@ from fewtokens.llm.visuals import ReducedVisual
 from fewtokens.video import Video
 
 
+@dataclass(eq=False)
+class _Layout:
+    """How the prompt of one video is arranged.
+
+    Attributes:
+        grid: the rows and columns of cells of a step of frames.
+        others: [m,D], rows of the video that are not cells, such as a newline, which follow its last frame.
+        prefix: ids of the text before the video.
+        offset: where the text after the video begins, see `position_ids`.
+    """
+
+    grid: Grid
+    others: Tensor
+    prefix: Tensor
+    offset: int | None
+
+    __repr__ = shape_repr
+
+
 class KVStream:
-    """The frames of one stream as slots of a `KVMemory`.
+    """The frames of streams as slots of a `KVMemory`; a state has what differs between streams.
 
     Args:
         model, processor: as `load` returns them.
@@ -43,8 +64,7 @@ class KVStream:
             raise ValueError(f"the model has methods inside its language model, which {method.name} would skip")
         self.model, self.processor, self.backend, self.method = model, processor, backend, method
         self.runtime = KVRuntime(model, backend, method)
-        self._grid = Grid(1, 1, 1)
-        self._text("?")  # raises an error if the family cannot
+        self._text("?", Grid(1, 1, 1))  # raises an error if the family cannot
 
     def start(self, grid: Grid, others: Tensor) -> KVState:
         """Returns the state after the text before the video.
@@ -56,13 +76,11 @@ class KVStream:
         Raises:
             ValueError: such rows follow each frame.
         """
-        self._grid, self._others = grid, others
-        self._prefix, _ = self._text("?")
-        self.runtime.offset = self._text_offset()
-        if len(self._prompt("?", 2)[1]) != 2 * grid.cells_per_frame + len(others):
+        prefix, _ = self._text("?", grid)
+        if len(self._prompt("?", grid, 2)[1]) != 2 * grid.cells_per_frame + len(others):
             raise ValueError(f"{self.backend.name} has rows between frames, which {self.method.name} does not support")
-        columns = Columns(self.runtime.embed(self._prefix), slot_info(TEXT, len(self._prefix)))
-        state = KVState(self.runtime.empty())
+        columns = Columns(self.runtime.embed(prefix), slot_info(TEXT, len(prefix)))
+        state = KVState(self.runtime.empty(), layout=_Layout(grid, others, prefix, self._text_offset(grid)))
         if len(columns):  # a chat template may begin with the video
             state.slots = self._run(state, columns, state.slots)
         return state
@@ -120,7 +138,7 @@ class KVStream:
             ValueError: prompt and answer are longer than the context, or the chat template depends on the question
                 before the video.
         """
-        tail = self._question(question)
+        layout, tail = state.layout, self._question(state, question)
         slots = self.method.read(state, partial(self._relevance, state, tail))
         self._check_length(slots, len(tail), max_new_tokens)
         clock.lap("reduce")
@@ -128,11 +146,11 @@ class KVStream:
         stop = self.model.generation_config.eos_token_id
         stops = set(stop if isinstance(stop, Sequence) else [] if stop is None else [stop])
         stream = stream_text(self.processor.tokenizer, on_text)
-        stream.put(self._prefix[None])
+        stream.put(layout.prefix[None])
         prompt_tokens, first, count = len(slots) + len(tail), state.columns, 0
         columns = tail
         while count < max_new_tokens:
-            new, hidden, _ = self.runtime.run(columns, slots, first=first)
+            new, hidden, _ = self.runtime.run(columns, slots, first=first, offset=layout.offset)
             token = self.runtime.logits(hidden[-1:]).argmax(-1)
             stream.put(token.cpu())
             slots, first, count = KVSlots.concatenate([slots, new]), first + len(columns), count + 1
@@ -143,14 +161,14 @@ class KVStream:
         clock.lap_at("prefill", stream.first)
         duration = stream.last - stream.first
         return Answer(
-            text="".join(stream.pieces), tokens=read, cells=state.steps * self._grid.cells_per_frame,
+            text="".join(stream.pieces), tokens=read, cells=state.steps * layout.grid.cells_per_frame,
             prompt_tokens=prompt_tokens, new_tokens=count, seconds=clock.seconds, generation_seconds=duration,
             speed=(count - 1) / duration if duration > 0 else None,
         )  # fmt: skip
 
     def prefill(self, state: KVState, question: str) -> Tensor:
         """Returns the logits of each column of the prompt after the video, [m,V]; the state is unchanged."""
-        return self.prefill_ids(state, *self._text(question))
+        return self.prefill_ids(state, *self._text(question, state.layout.grid))
 
     def prefill_ids(self, state: KVState, prefix: Tensor, suffix: Tensor, question: int | None = None) -> Tensor:
         """As `prefill`, of a prompt with the ids `prefix` before the video and `suffix` after it, such as answers.
@@ -158,30 +176,30 @@ class KVStream:
         Args:
             question: the number of ids of the suffix by which a memory may choose slots; None for all.
         """
-        tail = self._tail(prefix, suffix)
-        asked = tail if question is None else tail.take(0, len(self._others) + question)
+        layout, tail = state.layout, self._tail(state.layout, prefix, suffix)
+        asked = tail if question is None else tail.take(0, len(layout.others) + question)
         slots = self.method.read(state, partial(self._relevance, state, asked))
-        _, hidden, _ = self.runtime.run(tail, slots, first=state.columns)
+        _, hidden, _ = self.runtime.run(tail, slots, first=state.columns, offset=layout.offset)
         return self.runtime.logits(hidden)
 
-    def _question(self, question: str) -> Columns:
+    def _question(self, state: KVState, question: str) -> Columns:
         """The columns of the prompt after the video."""
-        return self._tail(*self._text(question))
+        return self._tail(state.layout, *self._text(question, state.layout.grid))
 
-    def _tail(self, prefix: Tensor, suffix: Tensor) -> Columns:
+    def _tail(self, layout: _Layout, prefix: Tensor, suffix: Tensor) -> Columns:
         """The columns after the video, of a prompt with some ids before and after it."""
-        if not torch.equal(prefix, self._prefix):
+        if not torch.equal(prefix, layout.prefix):
             raise ValueError("the chat template puts the question before the video, which a stream cannot")
-        embeddings = torch.cat([self._others, self.runtime.embed(suffix)])
+        embeddings = torch.cat([layout.others, self.runtime.embed(suffix)])
         return Columns(embeddings, slot_info(TEXT, len(embeddings)))
 
     def _relevance(self, state: KVState, tail: Columns, slots: KVSlots) -> Tensor:
-        rates = self.runtime.run(tail, slots, first=state.columns, rates=True)[2]
+        rates = self.runtime.run(tail, slots, first=state.columns, offset=state.layout.offset, rates=True)[2]
         assert rates is not None
         return rates.cpu()
 
     def _run(self, state: KVState, columns: Columns, context: KVSlots, visible: Tensor | None = None) -> KVSlots:
-        slots, _, _ = self.runtime.run(columns, context, visible, first=state.columns)
+        slots, _, _ = self.runtime.run(columns, context, visible, first=state.columns, offset=state.layout.offset)
         state.columns += int(slots.info[:, -1].sum())
         return slots
 
@@ -194,19 +212,19 @@ class KVStream:
                 f"is {limit}; use a smaller memory"
             )
 
-    def _text_offset(self) -> int | None:
+    def _text_offset(self, grid: Grid) -> int | None:
         """Where the text after a video begins in the model's own positions, see `position_ids`."""
         if self.runtime.axes == 1:
             return None
-        steps = self._grid.H + self._grid.W + 1  # the longest axis
-        prompt, at = self._prompt("?", steps)
+        steps = grid.H + grid.W + 1  # the longest axis
+        prompt, at = self._prompt("?", grid, steps)
         ids = self.backend.original_positions(self.model, prompt, torch.ones_like(prompt["input_ids"]))[:, 0]
         offset = int(ids[0, int(at[-1]) + 1] - ids[0, int(at[0])])
         return None if offset == steps else offset
 
-    def _prompt(self, question: str, steps: int) -> tuple[dict[str, Any], Tensor]:
+    def _prompt(self, question: str, frame: Grid, steps: int) -> tuple[dict[str, Any], Tensor]:
         """A prompt with a video of some steps, without its pixels, and the columns of its rows."""
-        grid = Grid(steps, self._grid.H, self._grid.W)
+        grid = Grid(steps, frame.H, frame.W)
         blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(steps * self.backend.tubelet(self.model), -1, -1, -1)
         video = Video(blank, torch.arange(len(blank), dtype=torch.float64))
         prepared = self.backend.describe(self.model, self.processor, video, grid)
@@ -216,9 +234,9 @@ class KVStream:
         at = self.backend.locate(self.model, modality, {"input_ids": ids}, rows)[1][:, 1]
         return inputs_on(self.model, prepared.inputs) | {"input_ids": ids}, at
 
-    def _text(self, question: str) -> tuple[Tensor, Tensor]:
+    def _text(self, question: str, grid: Grid) -> tuple[Tensor, Tensor]:
         """The ids of a prompt before and after the video."""
-        prompt, at = self._prompt(question, 2)
+        prompt, at = self._prompt(question, grid, 2)
         ids = prompt["input_ids"]
         if int(at[-1] - at[0]) + 1 != len(at):
             raise ValueError(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -38,7 +39,7 @@ from fewtokens.video import Video
 from fewtokens.video.images import is_image
 
 
-@dataclass
+@dataclass(eq=False)
 class CachedVideo:
     """An encoded video.
 
@@ -130,8 +131,9 @@ class Session:
         self.per_question = "text" in self.needs
         self.progress: Callable[[str], None] | None = None
         self._encoded: OrderedDict[Hashable, CachedVideo] = OrderedDict()
-        self._reduced: dict[Hashable, dict[str, list[ReducedVisual]]] = {}
-        self._slots: dict[Hashable, KVState] = {}
+        # With the spec of this session; gone with the video, which another session may share.
+        self._reduced: WeakKeyDictionary[CachedVideo, dict[str, list[ReducedVisual]]] = WeakKeyDictionary()
+        self._slots: WeakKeyDictionary[CachedVideo, KVState] = WeakKeyDictionary()
 
     def unreduced(self) -> Session:
         """Returns a session with all visual tokens, which shares read and encoded videos with this one."""
@@ -179,15 +181,13 @@ class Session:
         encoded, prompt = self._encode(key, video, question, clock)
         self._report("reducing")
         if self._stream is not None:
-            state = self._slots.get(key)
+            state = self._slots.get(encoded)
             if state is None or self.per_question:
-                (reduced,) = (visual for group in self._reduce(key, encoded, prompt)[1].values() for visual in group)
-                state = self._stream.push_video(reduced)
-                self._slots[key] = state
-                self._slots = {other: self._slots[other] for other in self._slots if other in self._encoded}
+                (reduced,) = (visual for group in self._reduce(encoded, prompt)[1].values() for visual in group)
+                state = self._slots[encoded] = self._stream.push_video(reduced)
             self._report("answering")
             return self._stream.ask(state, question, max_new_tokens, on_text, clock)
-        short = self._shorten(key, encoded, prompt)
+        short = self._shorten(encoded, prompt)
         check_length(self.backend, self.model, short.inputs, max_new_tokens, "fewer frames", "a smaller keep")
         clock.lap("reduce")
         self._report("answering")
@@ -259,26 +259,25 @@ class Session:
         ids = self.processor.ids(question, text, kind).to(self.model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    def _shorten(self, key: Hashable, cached: CachedVideo, prompt: dict[str, Any]) -> Compressed:
+    def _shorten(self, cached: CachedVideo, prompt: dict[str, Any]) -> Compressed:
         """Returns the shortened prompt."""
-        encoded, reduced = self._reduce(key, cached, prompt)
+        encoded, reduced = self._reduce(cached, prompt)
         options = {"layout": self.layout, "positions": self.positions}
         return edit_prompts(self.backend, self.model, prompt, encoded, reduced, **options)  # type: ignore[arg-type]
 
     def _reduce(
-        self, key: Hashable, cached: CachedVideo, prompt: dict[str, Any]
+        self, cached: CachedVideo, prompt: dict[str, Any]
     ) -> tuple[dict[str, EncodedVisuals], dict[str, list[ReducedVisual]]]:
         """Returns the features before and after reduction. This is the only place where the spec is applied."""
         encoded = {modality: self._relocate(modality, visuals, prompt) for modality, visuals in cached.encoded.items()}
-        reduced = self._reduced.get(key)
+        reduced = self._reduced.get(cached)
         if reduced is None:
             if cached.kind == "image":
                 image_pipeline(True, self.pipeline, self.model)  # raises an error if a method compares frames
             pipeline = self.pipeline if cached.average is None else average_first(self.pipeline, cached.average)
             reduced = reduce_visuals(self.backend, self.model, pipeline, prompt, encoded, pipeline)
             if not self.per_question:
-                self._reduced[key] = reduced
-                self._reduced = {other: self._reduced[other] for other in self._reduced if other in self._encoded}
+                self._reduced[cached] = reduced
         return encoded, reduced
 
     def _relocate(self, modality: str, encoded: EncodedVisuals, prompt: dict[str, Any]) -> EncodedVisuals:

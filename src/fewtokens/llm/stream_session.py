@@ -488,7 +488,9 @@ def _restore_slots(tensors: dict[str, Tensor], own: KVState) -> KVState:
             expected[:-2] + expected[-1:]
         ):
             raise _DoesNotFit(f"{saved[name].dtype} {shape} instead of {value.dtype} {expected}")
-    return KVState.from_tensors(saved, own.slots.keys[0].device)
+    state = KVState.from_tensors(saved, own.slots.keys[0].device)
+    state.layout = own.layout
+    return state
 
 
 def _tensors(state: Any) -> list[Tensor]:

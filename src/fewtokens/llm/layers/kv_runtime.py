@@ -88,7 +88,6 @@ class KVRuntime:
         method: the memory.
 
     Attributes:
-        offset: where the text after a video begins, see `position_ids`.
         summary: the embedding [D] of columns of the kind `SUMMARY`; None if they have their own.
         projections: the projections of these columns instead of the model's own, by name.
 
@@ -103,7 +102,6 @@ class KVRuntime:
         self.limit = backend.context_length(model)
         self.axes = backend.axes(model)
         self.absolute = method.positions == "absolute"
-        self.offset: int | None = None
         self.summary: Tensor | None = None
         self.projections: Mapping[str, nn.Module] = {}
         kinds = LayerKinds.of(self.text)
@@ -134,12 +132,20 @@ class KVRuntime:
         return KVSlots([], [], torch.zeros(0, COUNTED + 1, dtype=torch.float64))
 
     def run(
-        self, columns: Columns, context: KVSlots, visible: Tensor | None = None, *, first: int = 0, rates: bool = False
+        self,
+        columns: Columns,
+        context: KVSlots,
+        visible: Tensor | None = None,
+        *,
+        first: int = 0,
+        offset: int | None = None,
+        rates: bool = False,
     ) -> tuple[KVSlots, Tensor, Tensor | None]:
         """Processes columns, see `Run`.
 
         Args:
             first: the index of the first column in the stream.
+            offset: where the text after the video begins, see `position_ids`.
             rates: also return the attention to each slot.
 
         Returns:
@@ -151,7 +157,7 @@ class KVRuntime:
         """
         info = columns.info.clone()
         info[:, INDEX] = first + info[:, COUNTED].cumsum(0) - info[:, COUNTED]
-        ids = position_ids(torch.cat([context.info, info]), self.axes, absolute=self.absolute, offset=self.offset)
+        ids = position_ids(torch.cat([context.info, info]), self.axes, absolute=self.absolute, offset=offset)
         self.check_positions(int(ids.max()) + 1)
         embeddings = columns.embeddings
         if self.summary is not None:
