@@ -209,6 +209,13 @@ def test_errors(tmp_path):
     files.save(path, "stream", {name: value for name, value in tensors.items() if name != "memory.1"}, kept)
     with pytest.raises(ValueError, match="is incomplete"):
         session.restore(path)
+    files.save(path, "stream", tensors, {name: value for name, value in kept.items() if name != "frames"})
+    session.push(CLIP)
+    with pytest.raises(ValueError, match="is incomplete"):
+        session.restore(path)
+    with pytest.raises(ValueError, match="no frame"):  # nothing of the file is left
+        session.ask(FIRST, 2)
+    assert session.second is None
     files.save(path, "stream", {name: value.float() for name, value in tensors.items()}, kept)
     with pytest.raises(ValueError, match="is of another model"):
         session.restore(path)

@@ -129,6 +129,8 @@ class StreamSession:
         self._size: tuple[int, int] | None = None  # to which they are resized, see `Backend.frame_size`
         self._outputs: Any = None  # an output of the encoder, into which the rows of a prompt are inserted
         self._others: Tensor | None = None  # the rows of a frame that are not cells
+        if self.trigger is not None:
+            self.trigger = SceneTrigger(self.trigger.fraction)
 
     @property
     def second(self) -> float | None:
@@ -462,10 +464,13 @@ class StreamSession:
             pending = enumerate(header["pending"])
             self._pending = [(tensors[f"pending.{index}"], float(second)) for index, second in pending]
             self.frames, self._last = int(header["frames"]), float(header["last"])
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{path}: is incomplete ({type(error).__name__} {files.one_line(error)})") from None
-        except _DoesNotFit as error:
-            raise ValueError(f"{path}: is of another model: {error}") from None
+        except Exception as error:
+            self._clear()
+            if isinstance(error, _DoesNotFit):
+                raise ValueError(f"{path}: is of another model: {error}") from None
+            if isinstance(error, KeyError | TypeError | IndexError):
+                raise ValueError(f"{path}: is incomplete ({type(error).__name__} {files.one_line(error)})") from None
+            raise
 
 
 class _DoesNotFit(ValueError):
