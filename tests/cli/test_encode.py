@@ -141,6 +141,15 @@ def test_a_folder_of_images_and_videos_with_a_tar(clip, folder, tmp_path):
     assert (decoded.permute(2, 0, 1) - 255 * expected).abs().max() <= 0.51  # rounded to bytes
 
 
+def test_names_that_differ_in_a_dot_are_distinct_in_a_tar(folder, tmp_path):
+    images = [tmp_path / "a.b.png", tmp_path / "a_b.png"]
+    for image in images:
+        Image.new("RGB", (32, 32)).save(image)
+    run("encode", *images, "--tokenizer", folder, "--out", tmp_path / "codes", "--wds", tmp_path / "codes.tar")
+    with tarfile.open(tmp_path / "codes.tar") as tar:
+        assert len(set(tar.getnames())) == 4
+
+
 def test_failures_of_one_of_several(clip, folder, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")

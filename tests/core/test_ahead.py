@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from fewtokens.core.ahead import StoppedError, iterate_ahead, map_ahead
 
@@ -61,6 +62,16 @@ def test_the_end_of_the_block_stops_running_functions_and_drops_others():
         raise KeyboardInterrupt
     assert stopped == [1]
     assert threading.active_count() == before
+
+
+def test_threads_use_the_gpu_of_the_caller(monkeypatch):
+    current = threading.local()
+    current.device = 3
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "device", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: setattr(current, "device", device))
+    with map_ahead(lambda item, check: torch.cuda.current_device(), range(4), threads=2) as results:
+        assert list(results) == [3, 3, 3, 3]
 
 
 def test_iterate_ahead_takes_one_item_ahead():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
@@ -130,6 +131,36 @@ def test_a_folder_is_loaded_by_datasets(tmp_path, monkeypatch):
         assert np.array_equal(np.stack(row["features"]), expected.features[0].numpy())
         assert np.array_equal(np.stack(row["positions"]), expected.positions[0].numpy())
         assert np.array_equal(row["sizes"], expected.sizes[0].numpy())
+
+
+def test_arrays_with_a_damaged_header_are_refused(tmp_path):
+    save(tmp_path / "source", videos())
+    export(str(tmp_path / "source"), str(tmp_path / "out"), "webdataset")
+    (path,) = (tmp_path / "out").rglob("*.tar")
+    data = path.read_bytes()
+    at = data.index(b"\x93NUMPY")
+    length = int.from_bytes(data[at + 8 : at + 10], "little")
+    for index in range(at + 6, at + 10 + length, 5):
+        path.write_bytes(data[:index] + b"(" + data[index + 1 :])
+        with contextlib.suppress(ValueError):  # some change nothing that is read
+            export(str(tmp_path / "out"), str(tmp_path / "again" / str(index)), "safetensors")
+    path.write_bytes(data[: at + 10] + b"{" * length + data[at + 10 + length :])
+    line = run("export", tmp_path / "out", tmp_path / "last", "--format", "safetensors", code=2).stderr
+    assert "a damaged array" in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("column", ["features", "sizes"])
+def test_parquet_columns_of_another_type_are_refused(column, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    export(save(tmp_path / "source", videos()), str(tmp_path / "out"), "parquet")
+    (path,) = (tmp_path / "out").rglob("*.parquet")
+    table = parquet.read_table(path)
+    index = table.column_names.index(column)
+    parquet.write_table(table.set_column(index, column, pyarrow.array([1.5] * len(table))), path)
+    line = run("export", tmp_path / "out", tmp_path / "again", "--format", "safetensors", code=2).stderr
+    assert f"the column {column} must be a list, is double" in " ".join(line.split())
 
 
 def hostile_tar(path: Path, names: list[str]) -> None:

@@ -28,6 +28,7 @@ from fewtokens.encoders.vit_encoder import VitEncoder
 from fewtokens.jobs import FORMATS, Source, Store, find_files, find_sources, read_records, run_job
 from fewtokens.jobs import formats as token_formats
 from fewtokens.jobs.engines import ENDS_PROCESS
+from fewtokens.jobs.folder import keys_of
 from fewtokens.jobs.shard import decode
 from fewtokens.video import synthetic, write
 from tests.helpers.command import run
@@ -200,6 +201,30 @@ class TestResume:
         run("tokenize", clips / "*.mp4", *WORDS, "--out", out)
 
 
+def test_small_jobs_have_shards_for_many_processes(clips, tmp_path):
+    for format, shards in {"safetensors": 6, "shards": 1}.items():
+        assert job(clips, tmp_path / format, format, per_shard=None).shards == shards
+
+
+def test_files_of_the_plain_command_are_not_replaced(clips, tmp_path):
+    out = tmp_path / "out"
+    run("tokenize", clips / "0.mp4", clips / "1.mp4", "--with", "uniform(keep=0.5)", "--size", "32", "--out", out)
+    before = contents(out)
+    line = run("tokenize", clips, *WORDS, "--out", out, code=2).stderr
+    assert "1.safetensors is not of a job, and would be replaced; give another --out" in line
+    assert contents(out) == before
+    run("tokenize", clips, *WORDS, "--format", "shards", "--out", out)  # replaces nothing
+
+
+def test_urls_with_equal_paths_have_distinct_results():
+    urls = ["http://h/d/v.mp4", "http://h/d//v.mp4", "http://h/d/./v.mp4", "http://h/e/w.mp4"]
+    for plain in (True, False):
+        names = keys_of({url: url for url in urls}, plain=plain)
+        assert len({name.casefold() for name in names}) == 4 and names[3] == "w"
+        (later,) = keys_of({"http://h//d/v.mp4": "http://h//d/v.mp4"}, names, plain=plain)
+        assert later not in names
+
+
 class TestBrokenVideos:
     def test_they_are_listed_and_tried_again_only_when_asked(self, clips, tmp_path):
         folder, out = tmp_path / "in", tmp_path / "out"
@@ -354,7 +379,8 @@ class TestProcesses:
         sources = find_sources([str(clips / "0.mp4"), str(clips / "1.mp4"), str(clips / "2.mp4")])
         run_job(sources[::2], WORK, settings(WORK), str(tmp_path / "expected"), workers=1)
         work = Breaking(*Deadly._parts(WORK), None)
-        report = run_job(sources, work, settings(WORK), str(tmp_path / "out"), per_shard=2, workers=2)
+        # Also of a single shard.
+        report = run_job(sources, work, settings(WORK), str(tmp_path / "out"), per_shard=3, workers=2)
         errors = {Path(row["source"]).name: row["error"] for row in report.rows}
         assert errors == {"0.mp4": None, "1.mp4": f"{clips}/1.mp4: {ENDS_PROCESS}", "2.mp4": None}
         expected, written = contents(tmp_path / "expected"), contents(tmp_path / "out")

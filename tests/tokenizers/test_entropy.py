@@ -56,6 +56,10 @@ class TestCoder:
         bits = self.check(codes, 64)
         assert bits < 1.01 * entropy_bits(torch.from_numpy(codes)[:, None])
 
+    def test_a_single_value_needs_no_bits(self):
+        assert compress([0, 0, 0], 1) == b"" and cross_entropy_bits([0, 0, 0], 1) == 0
+        assert decompress(b"", 3, 1).tolist() == [0, 0, 0]
+
     def test_no_codes(self):
         assert len(decompress(compress([], 5), 0, 5)) == 0
 

@@ -34,7 +34,6 @@ from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import (
     check_request,
     check_source,
-    distinct_names,
     report_damaged,
     source_now,
     token_files,
@@ -138,6 +137,7 @@ def encode(
         check_exists(tasks[0][0])
     if wds is not None and wds.is_dir():
         raise ValueError(f"--wds must be a file, got the folder {wds}")
+    from fewtokens.jobs.records import make_keys
     from fewtokens.tokenizers.files import EncodedWriter, write_webdataset
     from fewtokens.tokenizers.load import source_of
 
@@ -174,8 +174,10 @@ def encode(
                 advance(number + 1)
     if wds is not None and batch.done:
         outputs = [Path(row["out"]) for row in batch.done]
-        keys = [name.replace(".", "_") for name in distinct_names(outputs)]
-        write_webdataset(wds, zip(keys, outputs, strict=True))
+        try:
+            write_webdataset(wds, zip(make_keys(outputs), outputs, strict=True))
+        except (ValueError, OSError) as error:
+            batch.fail(wds, error)
     batch.finish(as_json)
 
 

@@ -314,8 +314,14 @@ class JobOptions:
         bool, typer.Option("--retry", help="Try videos again that failed in an earlier run.", rich_help_panel=RUN)
     ] = False
     per_shard: Annotated[
-        int, typer.Option("--per-shard", min=1, help="Videos per shard of a job.", rich_help_panel=OUTPUT)
-    ] = 100
+        int | None,
+        typer.Option(
+            "--per-shard",
+            min=1,
+            help="Videos per shard of a job. Default: 100; fewer if a job of few videos writes no shards of tokens.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
 
 
 def names_of(*groups: type, without: tuple[str, ...] = ()) -> tuple[str, ...]:

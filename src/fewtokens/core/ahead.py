@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import repeat, takewhile
 from threading import Event
 from typing import Any, TypeVar, cast
@@ -56,7 +57,10 @@ def map_ahead(function: Callable[[T, Check], R], items: Iterable[T], threads: in
         while waiting:
             yield waiting.popleft().result()
 
-    with ThreadPoolExecutor(threads) as pool:
+    # The current GPU is that of a thread; those of the pool get that of the caller.
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    prepare = None if device is None else partial(torch.cuda.set_device, device)
+    with ThreadPoolExecutor(threads, initializer=prepare) as pool:
         try:
             yield results()
         finally:

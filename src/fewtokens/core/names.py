@@ -53,9 +53,25 @@ def _is_free(name: str) -> bool:
     )
 
 
+def separate(names: Sequence[str], sources: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """Returns the names, with a digest of its source at the end of each that is not the only one.
+
+    `distinct_names` does that with paths; URLs may differ where their paths are the same, as in a//b and a/b.
+    """
+    counts = Counter(_folded(name) for name in (*names, *taken))
+    return [
+        name if counts[_folded(name)] == 1 else _with_digest_of(name, source)
+        for name, source in zip(names, sources, strict=True)
+    ]
+
+
 def with_digest(name: str, path: Path) -> str:
     """Returns a name, shortened if needed, with a digest of a path at its end."""
-    digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:10]
+    return _with_digest_of(name, os.path.abspath(path))
+
+
+def _with_digest_of(name: str, text: str) -> str:
+    digest = hashlib.sha256(os.fsencode(text)).hexdigest()[:10]
     name = name.lstrip(".")
     while len(os.fsencode(name)) > _MAX_BYTES - len(digest) - 1:
         name = name[:-1]

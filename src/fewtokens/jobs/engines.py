@@ -44,13 +44,14 @@ def run_local(shards: Sequence[Shard], task: Task, workers: int | None = None) -
         ValueError: worker processes die again and again.
         OSError: the disk is full, or the folder is not writable.
     """
-    workers = min(workers or default_workers(), len(shards))
-    if workers <= 1:
+    workers = workers or default_workers()
+    if workers == 1:
         reduce = task.work.load() if shards else None
         for shard in shards:
             assert reduce is not None
             yield run_shard(shard, task, reduce)
         return
+    workers = min(workers, len(shards))  # one process too, which a video may end without the job
     waiting, deaths, suspicions = list(shards), 0, Counter[int]()
     while waiting:
         finished: set[int] = set()

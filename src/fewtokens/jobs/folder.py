@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from fewtokens.core.files import parse_json
 from fewtokens.core.identity import rename_encoder_keys
+from fewtokens.core.names import separate
 from fewtokens.core.plain import conform
 from fewtokens.jobs.formats import CARD, Format
 from fewtokens.jobs.records import make_keys
@@ -122,6 +123,22 @@ def check_settings(store: Store, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{store}: contains a job with other settings: {', '.join(changes)}; give another --out")
 
 
+def keys_of(sources: Mapping[str, Path | str], taken: Collection[str] = (), *, plain: bool) -> list[str]:
+    """Returns a key for each video, {location: path or URL as given}; the other arguments are those of `make_keys`."""
+    names = make_keys([Path(path) for path in sources.values()], taken, plain=plain)
+    return separate(names, list(sources), taken)
+
+
+def check_new(store: Store, sources: Sequence[tuple[Path | str, str]], form: Format) -> None:
+    """Raises a ValueError if a new job would replace a file of its folder, such as one of the command without a job."""
+    if not form.per_video or store.read(SETTINGS) is not None:
+        return
+    found = set(store.names(""))
+    for key in keys_of({location: path for path, location in sources}, plain=form.plain_keys):
+        if (name := form.pattern.format(key=key)) in found:
+            raise ValueError(f"{store}: {name} is not of a job, and would be replaced; give another --out")
+
+
 def make_plan(
     store: Store, sources: Sequence[tuple[Path | str, str]], *, per_shard: int, plain_keys: bool, retry: bool
 ) -> Plan:
@@ -144,7 +161,7 @@ def make_plan(
     finished, rows = _read_rows(store, {shard.number for shard in shards})
     keys = {source.location: source.key for shard in shards for source in shard.sources}
     new = {location: path for path, location in sources if location not in keys}
-    names = make_keys([Path(path) for path in new.values()], keys.values(), plain=plain_keys)
+    names = keys_of(new, keys.values(), plain=plain_keys)
     todo = [Source(name, location) for name, location in zip(names, new, strict=True)]
     if retry:
         failed = [Source(row["key"], location) for location, row in rows.items() if row["error"] is not None]

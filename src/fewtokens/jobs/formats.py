@@ -264,11 +264,21 @@ def _read_tar(path: Path) -> Iterator[Record]:
                 if rest == "json":
                     text = data.read().decode("utf-8")
                 elif rest.endswith(".npy"):
-                    arrays[rest.removesuffix(".npy")] = np.load(io.BytesIO(data.read()), allow_pickle=False)
+                    arrays[rest.removesuffix(".npy")] = _load_array(data.read(), f"{path}: {one_line(member.name)}")
             if key is not None:
                 yield _record(path, key, arrays, text)
     except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
         raise files.CorruptFileError(f"{path}: a damaged tar ({one_line(error)})") from None
+
+
+def _load_array(data: bytes, label: str) -> NDArray[Any]:
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # NumPy reads the header as Python, whose parser raises errors of many kinds
+        raise files.CorruptFileError(f"{label}: a damaged array ({one_line(error)})") from None
+    if not isinstance(array, np.ndarray):
+        raise files.CorruptFileError(f"{label}: not an array")
+    return array
 
 
 def _record(path: Path, key: str, arrays: dict[str, NDArray[Any]], text: str | None) -> Record:
@@ -285,20 +295,26 @@ def _read_parquet(path: Path) -> Iterator[Record]:
         with parquet.ParquetFile(path) as file:
             if missing := [name for name in ("key", "features", "header") if name not in file.schema_arrow.names]:
                 raise ValueError(f"{path}: not a table of tokens; no column {missing[0]}")
+            lists = pyarrow.types.is_list, pyarrow.types.is_large_list
+            for column in file.schema_arrow:
+                if column.name in _ARRAYS and not any(is_list(column.type) for is_list in lists):
+                    raise ValueError(f"{path}: the column {column.name} must be a list, is {column.type}")
             for batch in file.iter_batches(batch_size=1):
                 row = {name: batch.column(name)[0] for name in batch.schema.names}
-                arrays = {name: _array(row[name]) for name in _ARRAYS if name in row and row[name].is_valid}
+                arrays = {
+                    name: _array(row[name], f"{path}: {name}") for name in _ARRAYS if name in row and row[name].is_valid
+                }
                 yield _record(path, row["key"].as_py(), arrays, row["header"].as_py())
     except pyarrow.ArrowException as error:
         raise files.CorruptFileError(f"{path}: a damaged Parquet file ({one_line(error)})") from None
 
 
-def _array(row: Any) -> NDArray[Any]:
+def _array(row: Any, label: str) -> NDArray[Any]:
     """The value of a nested list as an array."""
     values = row.values
     if not hasattr(values, "offsets"):
         return np.asarray(values.to_numpy(zero_copy_only=False))
     lengths = {int(end - start) for start, end in pairwise(values.offsets.to_numpy())}
     if len(lengths) > 1:
-        raise ValueError("rows of different lengths")
+        raise ValueError(f"{label} has rows of different lengths")
     return np.asarray(values.flatten().to_numpy(zero_copy_only=False)).reshape(len(values), -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +12,14 @@ from typing import Any
 from fewtokens.core import files
 from fewtokens.core.identity import describe_source
 from fewtokens.jobs.engines import Engine, run_local
-from fewtokens.jobs.folder import Plan, Row, check_settings, finish, make_plan
+from fewtokens.jobs.folder import Plan, Row, check_new, check_settings, finish, make_plan
 from fewtokens.jobs.formats import FORMATS, Format
 from fewtokens.jobs.ray_engine import run_ray
 from fewtokens.jobs.shard import Task, Work
 from fewtokens.jobs.sources import is_url, whole_file
 from fewtokens.jobs.store import Store
 
-PER_SHARD = 100
+PER_SHARD, _SHARDS = 100, 32
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def run_job(
     *,
     form: Format | None = None,
     engine: str = "local",
-    per_shard: int = PER_SHARD,
+    per_shard: int | None = None,
     workers: int | None = None,
     address: str | None = None,
     retry: bool = False,
@@ -61,15 +62,16 @@ def run_job(
         target: output folder, or a URI for fsspec.
         form: how the result is written. Default: the one that "format" names.
         engine: "local" or "ray".
-        per_shard: videos per shard.
+        per_shard: videos per shard. Default: 100; but in a new job that does not write files of many videos, at most
+            enough for 32 shards, so that many processes can share it.
         workers, address: see `run_local` and `run_ray`.
         retry: whether videos that failed in an earlier run are tried again.
         progress: called with the number of videos finished and in total.
         report: called with the row of each video of this run.
 
     Raises:
-        ValueError: the folder holds a job with other settings or one that runs now, a finished video has changed, or
-            the engine fails.
+        ValueError: the folder holds a job with other settings, one that runs now, or files that a new one would
+            replace; a finished video has changed; or the engine fails.
         OSError: the disk is full, or the folder is not writable; finished shards are kept.
     """
     form = form or FORMATS[settings["format"]]
@@ -81,7 +83,9 @@ def run_job(
     run: Engine = run_local if engine == "local" else partial(run_ray, address=address)
     with store.locked():
         _sweep(store)
+        check_new(store, sources, form)
         check_settings(store, settings)
+        per_shard = per_shard or _per_shard(form, len(sources))
         plan = make_plan(store, sources, per_shard=per_shard, plain_keys=form.plain_keys, retry=retry)
         _check_unchanged(store, plan)
         total = len({source.location for shard in plan.shards for source in shard.sources})
@@ -98,6 +102,11 @@ def run_job(
         _sweep(store)
         finish(store, settings, table)
     return Report(tuple(table), len(plan.shards), new)
+
+
+def _per_shard(form: Format, videos: int) -> int:
+    of_many = form in FORMATS.values() and not form.per_video
+    return PER_SHARD if of_many else max(1, min(PER_SHARD, math.ceil(videos / _SHARDS)))
 
 
 def _sweep(store: Store) -> None:

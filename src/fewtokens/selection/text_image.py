@@ -52,6 +52,7 @@ class TextImageScorer(Scorer):
         self.device = torch.device(pick_device(device))
         self.model, self.tokenizer = _load(path)
         self.model.to(self.device)
+        self.device = next(self.model.parameters()).device  # with its index, which other threads need
         vision = self.model.config.vision_config
         self._packed = not hasattr(vision, "image_size")
         if self._packed:  # SigLIP 2 with variable resolution: a square of the number of patches that it was trained on

@@ -53,6 +53,8 @@ def compress(codes: ArrayLike, size: int, probabilities: ArrayLike | None = None
     array, coder = _check_codes(codes, size), _library()
     encoder = coder.stream.queue.RangeEncoder()
     for start, end, prior in _priors(array, size, probabilities):
+        if size == 1:  # needs no bits, and the coder has no such model
+            continue
         if prior.ndim == 1:
             encoder.encode(array[start:end], coder.stream.model.Categorical(prior, perfect=False))
         else:
@@ -76,6 +78,8 @@ def decompress(data: bytes, count: int, size: int, probabilities: ArrayLike | No
     coder, codes = _library(), np.zeros(count, np.int32)
     decoder = coder.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
     for start, end, prior in _priors(codes, size, probabilities):
+        if size == 1:
+            continue
         if prior.ndim == 1:
             codes[start:end] = decoder.decode(coder.stream.model.Categorical(prior, perfect=False), end - start)
         else:
