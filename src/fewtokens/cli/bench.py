@@ -21,7 +21,6 @@ from fewtokens.cli.bench_clips import (
 )
 from fewtokens.cli.bench_job import BenchWork, load, run_bench_job
 from fewtokens.cli.bench_report import (
-    budget_text,
     count,
     describe_machine,
     log_estimate,
@@ -64,6 +63,7 @@ from fewtokens.cli.resume import (
     read_rows,
 )
 from fewtokens.cli.tables import print_json
+from fewtokens.core.budget import budget_order, budget_text
 from fewtokens.core.checks import is_collection
 from fewtokens.core.keys import current_keys
 
@@ -314,21 +314,22 @@ def bench(
     source_notes, broken = check_clips(target, sources)
     # By clip, method and budget: two runs that share a folder may both have written a row.
     results = {
-        (row["clip"], row["method"], row["keep"]): row for row in current_keys(read_rows(target / "rows.jsonl", Row))
+        _key(row["clip"], row["method"], row["keep"]): row
+        for row in current_keys(read_rows(target / "rows.jsonl", Row))
     }
     requested = list(jobs([name for name, *_ in sources], specs, reached, select))
     failed: list[dict[str, str]] = []
     shown_clips = select_shown(sources, shown)
     images: dict[str, Any] = {}
     device = pick_device(run.device)
-    finished = sum(job in results for job in requested)
+    finished = sum(_key(*job) in results for job in requested)
     estimated = False
     log.print(f"{count(len(sources), 'clip')}: all tokens, and {count(len(specs), 'method')} at "
         f"{count(len(budgets), 'budget')}: {len(requested)} measurements", highlight=False)  # fmt: skip
     with progress("bench", len(requested)) as advance:
         advance(finished)
         for name, path, masks in sources:
-            missing = [job for job in requested if job[0] == name and job not in results]
+            missing = [job for job in requested if job[0] == name and _key(*job) not in results]
             if not missing and name not in shown_clips:
                 continue
             try:
@@ -361,19 +362,19 @@ def bench(
                 advance(finished - 1, title=f"{name}: {_job_title(spec, keep)}")
                 start = time.perf_counter()
                 try:
-                    results[job] = score_row(job, encoded, selected, select, loaded, **options)
+                    row = results[_key(*job)] = score_row(job, encoded, selected, select, loaded, **options)
                 except ValueError as error:
                     # The table has no entry for a budget that the method cannot reach with this encoder.
-                    fail(f"{name}, {spec} at {keep:g}: {error}")
+                    fail(f"{name}, {spec} at {budget_text(keep)}: {error}")
                     continue
-                append_row(target / "rows.jsonl", results[job])
+                append_row(target / "rows.jsonl", row)
                 if spec == FULL and not estimated:
                     estimated = True
                     left = [spec for _, spec, _ in requested[finished:]]
                     log_estimate(time.perf_counter() - start, encoded, specs, left, repeats, select)
                 advance(finished)
         advance(len(requested))
-    rows = [results[job] for job in requested if job in results]
+    rows = [results[key] for key in dict.fromkeys(_key(*job) for job in requested) if key in results]
     if not rows:
         raise ValueError("no clip could be read, so there is nothing to compare")
     header = {"settings": settings, "machine": describe_machine(device), "sources": source_notes}
@@ -385,6 +386,11 @@ def bench(
     if failed:
         log.print(f"{len(failed)} of {len(sources)} clips failed")
         raise typer.Exit(1)
+
+
+def _key(clip: str, method: str, keep: float | int | str) -> tuple[str, str, tuple[int, float]]:
+    """Identifies a measurement: 1 and 1.0, one token and all of them, are equal numbers."""
+    return clip, method, budget_order(keep)
 
 
 def _job_title(spec: str, keep: Any) -> str:

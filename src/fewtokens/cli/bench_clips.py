@@ -20,7 +20,7 @@ class Row(TypedDict):
 
     clip: str
     method: str
-    keep: float
+    keep: float | int | str
     vector: list[Any]
 
 

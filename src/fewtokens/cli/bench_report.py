@@ -14,6 +14,7 @@ from rich.markup import escape
 from fewtokens.cli.console import log, note, out
 from fewtokens.cli.errors import check_exists
 from fewtokens.cli.tables import print_json, table
+from fewtokens.core.budget import budget_text
 from fewtokens.core.keys import delta_key, with_headings
 
 if TYPE_CHECKING:
@@ -28,11 +29,6 @@ _CHANGED = ("keep", "method", *map(delta_key, ("cosine", "j_and_f", "total_ms"))
 def count(number: int, noun: str) -> str:
     """Returns a number with its noun: "1 clip", "2 clips"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def budget_text(keep: Any) -> str:
-    """Returns a budget as a text: "10 %", "32 tokens"."""
-    return f"{100 * keep:g} %" if isinstance(keep, float) else f"{keep} tokens"
 
 
 def describe_machine(device: Any) -> dict[str, Any]:
@@ -143,11 +139,11 @@ def _shown(name: str, line: dict[str, Any]) -> Any:
 
 def print_report(summary: list[dict[str, Any]], target: Path, measure: str) -> None:
     from fewtokens.evaluation.bench import FULL
-    from fewtokens.evaluation.summary import describe_columns
+    from fewtokens.evaluation.summary import by_budget, describe_columns
 
     full = [line for line in summary if line["method"] == FULL]
-    for budget in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
-        lines = [*full, *(line for line in summary if line["keep"] == budget and line["method"] != FULL)]
+    for budget, part in by_budget(summary):
+        lines = [*full, *part]
         names = [name for name in _SHORT if any(line.get(name) is not None for line in lines)]
         title = f"{budget_text(budget)} of the tokens" if isinstance(budget, float) else budget_text(budget)
         out.print(table(title, [with_headings({name: _shown(name, line) for name in names}) for line in lines]))

@@ -53,6 +53,32 @@ def source_now(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file") from None
 
 
+def keep_inputs(target: Path, *inputs: Path | None) -> None:
+    """Raises a ValueError if an output would replace an input, or the video from which an input was made."""
+    if not target.exists():
+        return
+    for path in inputs:
+        if path is None:
+            continue
+        video = _video_of(path)
+        if path.samefile(target) or (video is not None and video.exists() and video.samefile(target)):
+            what = "an input" if path.samefile(target) else f"the video of {path}"
+            raise ValueError(f"--out {target} is {what} and would be overwritten; give another --out")
+
+
+def _video_of(path: Path) -> Path | None:
+    """The video from which a token file or an encoded video was made, as its header says."""
+    from fewtokens.core import files
+
+    if path.suffix.lower() != ".safetensors":
+        return None
+    header = files.load_header(path)
+    meta = header.get("meta")
+    source = meta.get("source") if isinstance(meta, dict) else None
+    name = source.get("path") if isinstance(source, dict) else None
+    return Path(name) if isinstance(name, str) else None
+
+
 def check_source(result: Path | str, before: Any, now: dict[str, Any], advice: str) -> None:
     """Compares the source noted in an earlier result with the current source.
 

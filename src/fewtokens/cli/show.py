@@ -32,7 +32,7 @@ from fewtokens.cli.options import (
 )
 from fewtokens.cli.pipelines import PATCHES, check_reading, current_names, make_pipelines, read_video
 from fewtokens.cli.progress import progress
-from fewtokens.cli.resume import distinct_names, source_now
+from fewtokens.cli.resume import distinct_names, keep_inputs, source_now
 from fewtokens.cli.tokenizer_files import StoredTokenizers
 from fewtokens.cli.video_parts import VideoParts
 from fewtokens.core.checks import DOCUMENTS, check_comparison, check_overlay
@@ -169,6 +169,7 @@ def show(
     """
     check_exists(*inputs, video)
     check_reading(reading)
+    keep_inputs(target, *inputs, video)
     encoded = [path for path in inputs if _is_file(path) and _is_encoded(path)]
     if encoded or tokenizer is not None:
         if len(inputs) > 1 or target.suffix in DOCUMENTS:
@@ -188,9 +189,6 @@ def show(
         raise ValueError(f"--out must end in .html to show {len(inputs)} inputs, got {target}")
     if len(inputs) > 1 or len(specs) > 1:
         check_comparison(target, len(inputs) - len(videos) + len(videos) * len(specs))
-    for path in [*inputs, *([] if video is None else [video])]:
-        if target.exists() and path.samefile(target):
-            raise ValueError(f"--out {target} is an input and would be overwritten; give another --out")
     import torch
 
     from fewtokens.show import frame_rate, write_comparison, write_overlay, write_page

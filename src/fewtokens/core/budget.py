@@ -148,3 +148,17 @@ def _read(keep: Any) -> tuple[Any, Any]:
     if isinstance(number, bool) or not isinstance(number, int | float):
         return None, None
     return number, "per frame" if per_frame else "fraction" if isinstance(number, float) else "count"
+
+
+def budget_text(keep: float | int | str) -> str:
+    """Returns a budget as a text: "10 %", "32 tokens", "8 tokens per frame"."""
+    if isinstance(keep, str):
+        return f"{keep.partition('/')[0]} tokens per frame"
+    return f"{100 * keep:g} %" if isinstance(keep, float) else f"{keep} tokens"
+
+
+def budget_order(keep: float | int | str) -> tuple[int, float]:
+    """Sorts budgets: fractions, counts, counts per frame; the largest first. Unlike the value it tells 1 from 1.0."""
+    if isinstance(keep, str):
+        return 2, -float(keep.partition("/")[0])
+    return int(isinstance(keep, int)), -keep

@@ -218,6 +218,8 @@ def measure(
     tokens = encoded.tokens.to(device or "cpu")
     cues = {name: cue.to(tokens.device) for name, cue in encoded.cues.items()}
     methods = [] if spec == FULL else chain(spec, keep, tokens.grid, seed=seed, dim=tokens.C)
+    for method in methods:
+        method.to(tokens.device)
     gflops = encoded.gflops
     milliseconds: dict[str, float | None] = {}
     memory: list[int] = []
@@ -314,6 +316,8 @@ def label_propagation_scores(features: Tensor, masks: Tensor) -> dict[str, float
         masks: uint8 [T,H,W] at the native size.
     """
     objects = int(masks[0].max())
+    if not objects:
+        raise ValueError("the first mask contains no object")
     first = first_labels(masks[0], objects, _RESIZED, (features.shape[1], features.shape[2]))
     predicted = to_masks(propagate(features, first, Protocol(rows=30)), _RESIZED)
     height, width = masks.shape[1:]

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import torch
 
 from fewtokens.core import files
-from fewtokens.core.budget import Budget
+from fewtokens.core.budget import Budget, budget_order, budget_text
 from fewtokens.core.grid import Grid
 from fewtokens.core.keys import current_keys, delta_key, heading
 from fewtokens.evaluation.bench import FULL
@@ -88,15 +88,15 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     clips with more tokens than the budget.
     """
     full = {row["clip"]: row["vector"] for row in rows if row["method"] == FULL}
-    groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[tuple[int, float], str], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["keep"], row["method"]), []).append(row)
-    order = sorted(groups, key=lambda key: (key[1] != FULL, isinstance(key[0], int), -key[0]))
+        groups.setdefault((budget_order(row["keep"]), row["method"]), []).append(row)
+    order = sorted(groups, key=lambda key: (key[1] != FULL, key[0]))
     lines = []
-    for keep, method in order:
-        part = groups[keep, method]
+    for budget, method in order:
+        part = groups[budget, method]
         line: dict[str, Any] = {
-            "keep": keep, "method": method, "label": _label(method, part), "clips": len(part),
+            "keep": part[0]["keep"], "method": method, "label": _label(method, part), "clips": len(part),
             "over_budget": sum(map(is_over_budget, part)),
         }  # fmt: skip
         for name in _MEANS:
@@ -132,8 +132,8 @@ def rank(summary: Sequence[dict[str, Any]], measure: str) -> list[dict[str, Any]
         return math.inf if value is None else sign * value
 
     ranked = [{**line, "standing": ""} for line in summary if line["method"] == FULL]
-    for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
-        lines = [dict(line) for line in summary if line["keep"] == keep and line["method"] != FULL]
+    for _, part in by_budget(summary):
+        lines = [dict(line) for line in part]
         lines.sort(key=lambda line: (bool(line.get("over_budget")), cost(line), line[price]))
         points = [(cost(line), line[price]) for line in lines if not line.get("over_budget") and cost(line) < math.inf]
         for line in lines:
@@ -145,6 +145,15 @@ def rank(summary: Sequence[dict[str, Any]], measure: str) -> list[dict[str, Any]
         ranked += lines
     # The mark stands next to the name.
     return [{"keep": line["keep"], "method": line["method"], "standing": line["standing"]} | line for line in ranked]
+
+
+def by_budget(summary: Sequence[dict[str, Any]]) -> list[tuple[float | int | str, list[dict[str, Any]]]]:
+    """Returns the lines of each budget, without those of all tokens."""
+    parts: dict[tuple[int, float], list[dict[str, Any]]] = {}
+    for line in summary:
+        if line["method"] != FULL:
+            parts.setdefault(budget_order(line["keep"]), []).append(line)
+    return [(part[0]["keep"], part) for part in parts.values()]
 
 
 def has_times(summary: Sequence[dict[str, Any]]) -> bool:
@@ -161,7 +170,10 @@ def is_over_budget(row: dict[str, Any]) -> bool:
     """Whether a row of one clip has more tokens than its budget."""
     if row["method"] == FULL or not {"tokens", "cells"} <= row.keys():
         return False
-    return int(row["tokens"]) > Budget.parse(row["keep"]).count(Grid(1, 1, row["cells"]))
+    frames = row.get("frames", 1)
+    frames = 1 if row["cells"] % frames else frames
+    # With tubelets of n frames a row of the grid is n of these, so that "8/frame" is not exceeded by up to n times.
+    return int(row["tokens"]) > Budget.parse(row["keep"]).count(Grid(frames, 1, row["cells"] // frames))
 
 
 def label_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -214,18 +226,13 @@ def describe_columns(summary: Sequence[dict[str, Any]], *, ranges: bool = True, 
     return notes
 
 
-def best_methods(summary: Sequence[dict[str, Any]], measure: str, number: int = 5) -> dict[float | int, list[str]]:
+def best_methods(
+    summary: Sequence[dict[str, Any]], measure: str, number: int = 5
+) -> dict[float | int | str, list[str]]:
     """Returns the labels of the `number` best methods by a measure at each budget, without those over the budget."""
-    methods: dict[float | int, list[str]] = {}
-    for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
-        lines = [
-            row
-            for row in summary
-            if row["keep"] == keep
-            and row["method"] != FULL
-            and row.get(measure) is not None
-            and not row.get("over_budget")
-        ]
+    methods: dict[float | int | str, list[str]] = {}
+    for keep, part in by_budget(summary):
+        lines = [row for row in part if row.get(measure) is not None and not row.get("over_budget")]
         lines.sort(key=lambda row: row[measure], reverse=measure not in _LOWER_IS_BETTER)
         methods[keep] = [label_of(row) for row in lines[:number]]
     return methods
@@ -254,9 +261,9 @@ def as_markdown(summary: Sequence[dict[str, Any]]) -> str:
         if name not in UNSHOWN and any(line.get(name) is not None for line in summary)
     ]
     full = [line for line in summary if line["method"] == FULL]
-    for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
-        lines = [*full, *(line for line in summary if line["keep"] == keep and line["method"] != FULL)]
-        title = f"## {100 * keep:g} % of the tokens" if isinstance(keep, float) else f"## {keep} tokens"
+    for keep, part in by_budget(summary):
+        lines = [*full, *part]
+        title = f"## {budget_text(keep)}" + (" of the tokens" if isinstance(keep, float) else "")
         text = {"method", "standing"}
         table = [
             "| " + " | ".join(map(heading, names)) + " |",
@@ -304,10 +311,12 @@ def compare_runs(before: Path, after: Path) -> tuple[list[dict[str, Any]], list[
         ValueError: a file is missing or is not a results.json, or the runs share no method at the same budget.
     """
     runs = read_results(before), read_results(after)
-    first, second = ({(line["keep"], line["method"]): dict(line) for line in run["summary"]} for run in runs)
+    first, second = (
+        {(budget_order(line["keep"]), line["method"]): dict(line) for line in run["summary"]} for run in runs
+    )
     lines = []
     for key in [key for key in first if key in second]:
-        line: dict[str, Any] = {"keep": key[0], "method": key[1], "label": label_of(second[key])}
+        line: dict[str, Any] = {"keep": second[key]["keep"], "method": key[1], "label": label_of(second[key])}
         for name in _COMPARED:
             old, new = first[key].get(name), second[key].get(name)
             if isinstance(old, int | float) and isinstance(new, int | float) and math.isfinite(old - new):

@@ -43,10 +43,10 @@ def timings(run: Callable[[], Any], repeats: int, device: torch.device) -> tuple
     """Returns the milliseconds of each of `repeats` runs; on a GPU, synchronizes before and after each run."""
     times = []
     for _ in range(repeats):
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         run()
-        _synchronize(device)
+        synchronize(device)
         times.append(1e3 * (time.perf_counter() - start))
     return tuple(times)
 
@@ -56,6 +56,6 @@ def half_range(times: Sequence[float]) -> float | None:
     return (max(times) - min(times)) / 2 if len(times) > 1 else None
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

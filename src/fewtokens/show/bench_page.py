@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fewtokens.core.budget import budget_text
 from fewtokens.core.keys import heading
 from fewtokens.show.page import as_jpeg, plain, write_data
 
@@ -78,7 +79,7 @@ def _result(row: dict[str, Any], hidden: set[str], grid: Any, assignment: Any) -
     return {
         "name": row.get("label", row["method"]) + (" (over budget)" if row.get("over_budget") else ""),
         "spec": row.get("spec", row["method"]),
-        "group": "everything" if row["method"] == "full" else f"{100 * keep:g} %" if isinstance(keep, float) else keep,
+        "group": "everything" if row["method"] == "full" else keep if isinstance(keep, int) else budget_text(keep),
         "grid": grid,
         "source": None if assignment is None else base64.b64encode(assignment.tobytes()).decode(),
         "frames": None,

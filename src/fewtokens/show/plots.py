@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fewtokens.core.budget import budget_text
 from fewtokens.core.files import atomic_file
 from fewtokens.core.keys import heading
 from fewtokens.show.colors import method_styles
@@ -203,16 +204,15 @@ def _legend(name: str, rows: Summary) -> str:
     return f"{name} ({'; '.join(marks)})" if marks else name
 
 
-def _join(keeps: Sequence[float | int]) -> str:
+def _join(keeps: Sequence[float | int | str]) -> str:
     if all(isinstance(keep, float) for keep in keeps):
-        return ", ".join(f"{100 * keep:g}" for keep in keeps) + " %"
-    return ", ".join(f"{100 * keep:g} %" if isinstance(keep, float) else f"{keep} tokens" for keep in keeps)
+        return ", ".join(budget_text(keep).removesuffix(" %") for keep in keeps) + " %"
+    return ", ".join(map(budget_text, keeps))
 
 
 def _notes(summary: Summary, full: str, lines: dict[str, Any], named: Sequence[str], baselines: Sequence[str]) -> str:
     """The budgets of the rows, and what gray means."""
-    keeps = sorted({row["keep"] for row in summary if row["method"] != full}, key=str)
-    texts = [f"{100 * keep:g} %" if isinstance(keep, float) else f"{keep} tokens" for keep in keeps]
+    texts = sorted({budget_text(row["keep"]) for row in summary if row["method"] != full})
     notes = [f"Budget{'s' if len(texts) > 1 else ''}: {', '.join(texts)}."]
     if any(name in baselines for name in lines):
         notes.append("Baselines are gray and dashed." if len(texts) > 1 else "Baselines are gray.")

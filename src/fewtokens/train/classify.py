@@ -36,7 +36,7 @@ def find_data(
     Raises:
         ValueError: no data, or classes in the test data that the training data does not have.
     """
-    data, test = _folders(Path(data), validation)
+    data, test = split_folders(Path(data), validation)
     training = read_listing(data, root=root)
     if test is None:
         return training.split(share, seed)
@@ -45,10 +45,11 @@ def find_data(
 
 def holds_out_data(data: str | Path, validation: str | Path | None) -> bool:
     """Whether `find_data` holds out a part of `data` for testing."""
-    return _folders(Path(data), validation)[1] is None
+    return split_folders(Path(data), validation)[1] is None
 
 
-def _folders(data: Path, validation: str | Path | None) -> tuple[Path, Path | None]:
+def split_folders(data: Path, validation: str | Path | None) -> tuple[Path, Path | None]:
+    """Returns where the data to train on and to test on are; None for a part of the former that is held out."""
     if validation is not None or not (data / "train").is_dir():
         return data, None if validation is None else Path(validation)
     folders = [data / name for name in ("val", "validation", "test") if (data / name).is_dir()]

@@ -62,7 +62,7 @@ class ReconstructionObjective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         recipe = self.recipe
         counter = self.tokenizer.get_buffer("steps")
-        step = int(counter)
+        step = int(counter) // recipe.accumulate  # called once for each part of a batch
         counter += 1
         frames = batch["frames"]
         if step < recipe.images:

@@ -151,6 +151,9 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor, l
         last: the weight of the last layer.
         limit: maximum.
     """
-    (a,) = torch.autograd.grad(reconstruction, last, retain_graph=True)
-    (b,) = torch.autograd.grad(adversarial, last, retain_graph=True)
-    return (a.norm() / (b.norm() + 1e-4)).clamp(max=limit).detach()
+    # In float16, gradients of a mean over all pixels are below the smallest number; the scale of the training does not
+    # reach these.
+    scale = 2.0**16
+    (a,) = torch.autograd.grad(scale * reconstruction, last, retain_graph=True)
+    (b,) = torch.autograd.grad(scale * adversarial, last, retain_graph=True)
+    return (a.float().norm() / (b.float().norm() + scale * 1e-4)).clamp(max=limit).detach()

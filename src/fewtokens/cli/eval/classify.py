@@ -44,6 +44,7 @@ def classify(
     from fewtokens.data import read_listing
     from fewtokens.encoders import pick_device
     from fewtokens.evaluation.classify import classification_scores, predict
+    from fewtokens.train.classify import split_folders
 
     if not models.is_saved(model):
         raise ValueError(f"{model}: {_NOT_TRAINED}")
@@ -53,13 +54,12 @@ def classify(
     network = models.load(model).to(pick_device(load.device))
     if "labels" not in meta:
         raise ValueError(f"{model}: config.json contains no labels; train it with fewtokens train classify")
-    source = labeled.validation or labeled.data
-    for name in ("val", "validation", "test"):
-        if labeled.validation is None and (labeled.data / name).is_dir():
-            source = labeled.data / name
-            break
-    listing = read_listing(source, root=labeled.root, classes=meta["labels"])
-    if source == labeled.data and trained.get("held_back"):
+    training, test = split_folders(labeled.data, labeled.validation)
+    for name in ("val", "validation", "test"):  # without a folder "train"
+        if test is None and (labeled.data / name).is_dir():
+            test = labeled.data / name
+    listing = read_listing(test or training, root=labeled.root, classes=meta["labels"])
+    if test is None and trained.get("held_back"):
         # Training used the other part of the same split.
         listing = listing.split(trained["held_back"], trained["seed"])[1]
     items = clip_data(listing, views)

@@ -57,6 +57,9 @@ def qa(
     questions = load_questions(name, data, split)
     if limit is not None and limit < len(questions):
         questions = [questions[number * len(questions) // limit] for number in range(limit)]
+    for question in questions:
+        if not question.answer:
+            raise ValueError(f"question {question.id!r}: its answer is not published; use another split")
     prompts = [
         (f"{number} {question.id}", question.video, format_prompt(question, name))
         for number, question in enumerate(questions)

@@ -19,6 +19,7 @@ from fewtokens.evaluation.reconstruction.frechet import Distance, Pairs, frechet
 from fewtokens.evaluation.reconstruction.lpips import Lpips
 from fewtokens.evaluation.reconstruction.metrics import code_health, evaluate
 from fewtokens.evaluation.reconstruction.protocol import Protocol
+from fewtokens.profiling.latency import synchronize
 from fewtokens.tokenizers.chunks import chunk_frames
 from fewtokens.tokenizers.tokenizer import Tokenizer
 
@@ -174,10 +175,13 @@ def score_tokenizer(
     # Chunks are those of encoding in bounded memory, which equals encoding the whole up to rounding.
     first, later = chunk_frames(tokenizer) or (None, None)
     for number, clip in enumerate(clips):
+        synchronize(tokenizer.device)
         start = time.perf_counter()
         tokens = tokenizer.encode(clip.frames)
+        synchronize(tokenizer.device)
         middle = time.perf_counter()
         decoded = tokenizer.decode(tokens)
+        synchronize(tokenizer.device)
         seconds.append((middle - start, time.perf_counter() - middle))
         scores = evaluate(
             clip.frames[None].float() / 255,
