@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from fewtokens.core.identity import describe_source
 from fewtokens.core.kv_memory import KVMemory, KVState
 from fewtokens.core.selection import FrameSelector, Selection
 from fewtokens.llm.answer import Answer, check_length, check_question, generate
@@ -291,11 +292,8 @@ class Session:
 
 
 def video_key(video: Any) -> Hashable:
-    """Identifies a video: a file by path, size and modification time, frames by object identity."""
+    """Identifies a video: a file or folder by path, bytes and modification time, frames by object identity."""
     if isinstance(video, Video):
         return id(video)
     path = Path(video)
-    if not path.exists():
-        return str(path)
-    status = path.stat()
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
+    return tuple(describe_source(path.resolve()).values()) if path.exists() else str(path)

@@ -20,10 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.shapes import shape_repr
+from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline
 from fewtokens.llm.compress import compress, compress_each
 from fewtokens.llm.interface import cache_name, cache_of, drop_last, is_filled, unwrap
 from fewtokens.llm.prompt_editor import Compressed
+
+# Inputs with a value for each column of a prompt, in their last dimension.
+_BY_COLUMN = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids"}
 
 
 @dataclass
@@ -167,6 +171,15 @@ class _Stream:
             )
         if is_filled(cache_of(self.inputs)):
             raise ValueError("speculative decoding starts with an empty cache; pass the whole conversation")
+        mask = self.inputs.get("attention_mask")
+        if mask is not None and mask.ndim == 2 and not bool(mask.all()):  # of a prompt without a video
+            for name in _BY_COLUMN & self.inputs.keys():
+                self.inputs[name] = self.inputs[name][..., mask[0].bool()]
+        axes = backend_of(model).axes(model)
+        if axes > 1 and self.inputs.get("position_ids") is None:
+            # The model would continue from those of the last prompt that it has read.
+            count = torch.arange(self.inputs["input_ids"].shape[1], device=self.inputs["input_ids"].device)
+            self.inputs["position_ids"] = count.expand(1 + axes, 1, -1)
         self.length = self.vocabulary = 0
 
     def start(self) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.shapes import shape_repr
+from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.interface import cache_of, is_filled
 
 _ATTRIBUTE = "_positions_by_fewtokens"
@@ -48,6 +49,9 @@ def remember(model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None
         ids = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         # Positions are a count of the columns if this is the first pass.
         new = not recorded and ids is not None and int(cache.get_seq_length()) == ids.shape[1]
+        if new and ids is not None and backend_of(model).axes(model) == 1:
+            # Of all columns, also of padding, which a mask does not count.
+            positions = torch.arange(ids.shape[1], device=ids.device)[None]
     else:
         new = not recorded or positions.shape[-1] > 1
     if new:

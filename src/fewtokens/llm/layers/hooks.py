@@ -92,6 +92,7 @@ class Run:
         remaining: the number of video tokens from a layer on, by layer; only layers before which tokens were removed.
         active: bool [B,L], columns that a method keeps in the caches of the next layers; None changes nothing.
         skips: of the layer that is running.
+        restored: whether all columns were restored after the last layer, for DeepStack.
     """
 
     layout: Layout | None
@@ -111,6 +112,7 @@ class Run:
     remaining: dict[int, Tensor] = field(default_factory=dict)
     active: Tensor | None = None
     skips: list[Skip] = field(default_factory=list)
+    restored: bool = False
 
     __repr__ = shape_repr
 
@@ -282,7 +284,10 @@ class LayerRuntime:
             output, run.columns, run.padded = skip.finish(output), skip.columns, skip.padded
             run.cuts.clear()
         # DeepStack adds to columns of the full prompt, so all of them are restored.
-        return output if run.columns is None or index >= run.deepstack else _restore(run, output)
+        if run.columns is None or index >= run.deepstack:
+            return output
+        run.restored = True
+        return _restore(run, output)
 
     def _before(self, index: int, layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         run = self.run
@@ -304,7 +309,8 @@ class LayerRuntime:
         """Shortens `inputs`, the inputs of layer `index` for a prompt."""
         original = dict(inputs)
         if run.columns is not None:
-            if inputs["hidden_states"].shape[1] != run.columns.shape[1]:
+            if run.restored:
+                run.restored = False
                 inputs["hidden_states"] = take_columns(inputs["hidden_states"], run.columns)
             self._shorten(index, inputs, original, run)
         if index == 0:
@@ -350,7 +356,7 @@ class LayerRuntime:
         if pruned.window is None:
             mask = narrow_mask(mask, new, keys, first=pruned.length, flash=self.flash, padded=pruned.padded)
         else:
-            mask = window_mask(mask, new, keys, pruned.window)
+            mask = window_mask(mask, new, keys, pruned.window, run.real)
         inputs["attention_mask"] = mask
         pruned.ready = True
 

@@ -6,6 +6,7 @@ the keys before rotation, stores them, and rotates those of slots and columns to
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -75,8 +76,18 @@ class _Pass:
         return score.softmax(-1).mean((0, 1, 2, 3))
 
 
-# The pass that is running, last; transformers would keep an attention function, and its tensors, forever.
-_PASSES: list[_Pass] = []
+class _Passes(threading.local):
+    """The passes that are running in a thread; transformers would keep an attention function, and its tensors, forever.
+
+    Attributes:
+        running: the current one is last.
+    """
+
+    def __init__(self) -> None:
+        self.running: list[_Pass] = []
+
+
+_PASSES = _Passes()
 
 
 class KVRuntime:
@@ -204,8 +215,8 @@ class KVRuntime:
         AttentionInterface.register(_NAME, _attend)
         own = self.config._attn_implementation
         with ExitStack() as stack:
-            _PASSES.append(run)
-            stack.callback(_PASSES.pop)
+            _PASSES.running.append(run)
+            stack.callback(_PASSES.running.pop)
             stack.callback(setattr, self.config, "_attn_implementation", own)
             self.config._attn_implementation = _NAME
             stack.enter_context(self.text.rotary_emb.register_forward_hook(_identity))
@@ -243,7 +254,7 @@ class KVRuntime:
 
 
 def _attend(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    return _PASSES[-1].attend(*args, **kwargs)
+    return _PASSES.running[-1].attend(*args, **kwargs)
 
 
 def _identity(module: Any, args: Any, output: Any) -> tuple[Tensor, Tensor]:

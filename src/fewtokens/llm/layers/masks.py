@@ -44,7 +44,7 @@ def narrow_mask(
     return part.masked_fill(~real[:, None, None], torch.finfo(mask.dtype).min).contiguous()
 
 
-def window_mask(mask: Tensor | None, rows: Tensor, keys: Tensor, window: int) -> Tensor:
+def window_mask(mask: Tensor | None, rows: Tensor, keys: Tensor, window: int, real: Tensor | None = None) -> Tensor:
     """The mask of queries after the prompt in a layer with a window, which counts columns of the original prompt.
 
     Args:
@@ -52,9 +52,13 @@ def window_mask(mask: Tensor | None, rows: Tensor, keys: Tensor, window: int) ->
         rows: int64 [B,q], columns of the queries.
         keys: int64 [B,n], columns of the keys; -1 is padding.
         window: the number of columns that a query sees, itself included.
+        real: bool [B,K], columns that are not padding; None if there is no padding.
     """
-    distance = rows[..., None] - keys[:, None]
-    seen = ((keys >= 0)[:, None] & (distance >= 0) & (distance < window))[:, None]
+    distance, known = rows[..., None] - keys[:, None], keys >= 0
+    if real is not None:
+        known = known & real.gather(1, keys.clamp(min=0))
+    # A query that is padding sees itself, since a softmax over nothing is NaN.
+    seen = ((known[:, None] & (distance >= 0) & (distance < window)) | (distance == 0))[:, None]
     if mask is None or mask.dtype == torch.bool:
         return seen
     return torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
