@@ -135,6 +135,24 @@ def test_a_stopped_run_resumes(finished, folder):
     assert "other settings: size" in message
 
 
+def test_budgets_of_every_unit(folder, tmp_path):
+    words = (
+        "bench", folder / "videos/static.mp4", "--with", "tome", "--keep", "1.0,0.5,1,2/frame", "--frames", "2",
+        "--size", "32", "--repeats", "1", "--device", "cpu", "--out", tmp_path,
+    )  # fmt: skip
+    done = run(*words)
+    rows = [row for row in read_rows(tmp_path) if row["method"] == "tome"]
+    assert [(row["keep"], row["tokens"]) for row in rows] == [(1.0, 12), (0.5, 6), (1, 1), ("2/frame", 4)]
+    for title in ("100 % of the tokens", "50 % of the tokens", "1 tokens", "2 tokens per frame"):
+        assert title in done.stdout and f"## {title}" in (tmp_path / "results.md").read_text()
+    summary = json.loads((tmp_path / "results.json").read_text())["summary"]
+    assert [line["clips"] for line in summary if line["method"] == "tome"] == [1] * 4
+    assert not any(line["over_budget"] for line in summary)
+    before = (tmp_path / "rows.jsonl").read_text()
+    run(*words)
+    assert (tmp_path / "rows.jsonl").read_text() == before
+
+
 def test_a_quick_look(folder, tmp_path):
     words = ("--with", "uniform", "--keep", "0.1,0.5", "--size", 64, "--frames", 12, "--quick", "--sort", "total_ms")
     report = json.loads(run("bench", folder / "videos", *words, "--out", tmp_path / "out", "--json").stdout)

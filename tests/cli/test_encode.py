@@ -107,6 +107,26 @@ class TestCompare:
         assert "would be overwritten" in error_line(quick("decode", encoded, "--compare", clip, "--out", clip, code=2))
 
 
+def test_the_source_is_never_overwritten(folder, tmp_path):
+    videos, codes = tmp_path / "videos", tmp_path / "codes"
+    for name in ("a", "b"):
+        write(videos / f"{name}.mp4", synthetic("pan", frames=3, size=(16, 24)).frames, 5)
+    before = {path.name: path.read_bytes() for path in videos.iterdir()}
+    run("encode", *sorted(videos.iterdir()), "--tokenizer", folder, "--out", codes)
+    quick(
+        "tokenize", videos / "a.mp4", "--with", "uniform(keep=0.5)", "--size", 32, "--out", tmp_path / "a.safetensors"
+    )
+    for words, code in (
+        (("decode", codes / "a.safetensors", "--device", "cpu", "--out", videos / "a.mp4"), 2),
+        (("decode", codes / "a.safetensors", codes / "b.safetensors", "--device", "cpu", "--out", videos), 1),
+        (("show", tmp_path / "a.safetensors", "--out", videos / "a.mp4"), 2),
+        (("show", codes / "a.safetensors", "--out", videos / "a.mp4"), 2),
+        (("show", videos / "a.mp4", "--tokenizer", SPEC, "--out", videos / "a.mp4"), 2),
+    ):
+        assert "would be overwritten" in " ".join(quick(*words, code=code).stderr.split())
+    assert {name: (videos / name).read_bytes() for name in before} == before
+
+
 def test_random_parameters_are_reported_and_found_again(clip, tmp_path):
     out = tmp_path / "clip.safetensors"
     done = quick("encode", clip, "--tokenizer", SPEC, "--frames", 4, "--size", 16, "--out", out, "--device", "cpu")

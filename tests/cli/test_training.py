@@ -101,6 +101,12 @@ def test_eval_tests_on_the_held_out_items(trained, images):
     assert "crops=3" in views.stdout
 
 
+def test_eval_of_a_folder_that_has_only_training_data(trained, images, tmp_path):
+    (tmp_path / "train").symlink_to(images)
+    report = json.loads(run("eval", "classify", trained / "model", "--data", tmp_path, "--json").stdout)
+    assert report["items"] == 9
+
+
 @pytest.mark.parametrize("task", ["fewshot", "linear", "knn"])
 def test_probes(trained, images, task):
     words = ["--data", images, "--val-share", 0.3, "--json"]

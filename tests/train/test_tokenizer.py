@@ -109,6 +109,15 @@ def test_images_first(footage, tmp_path):
     for _ in range(2):
         objective(tokenizer, {"frames": frames}, torch.Generator().manual_seed(0))
     assert shapes == [(3, 1, 3, 16, 16), (3, 4, 3, 16, 16)]
+    # A step of two parts.
+    recipe = make_tokenizer_recipe(spec, **(SMALL | {"batch": 6}), images=1, accumulate=2)
+    tokenizer = build_tokenizer(recipe)
+    objective = ReconstructionObjective(recipe, tokenizer)
+    sizes: list[int] = []
+    tokenizer.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].shape[1]))
+    for _ in range(4):
+        objective(tokenizer, {"frames": frames}, torch.Generator().manual_seed(0))
+    assert sizes == [1, 1, 4, 4]
 
 
 def test_a_collapsed_codebook_is_reported(footage, tmp_path):

@@ -127,6 +127,16 @@ class TestDiscriminator:
         hinge = (0.5 + 1.5) / 2
         assert float(loss) == pytest.approx(hinge + (0.5 + 1) ** 2 + (2 - 0.5) ** 2)
 
+    def test_the_adaptive_weight_of_small_gradients_in_half_precision(self):
+        last = torch.full((8, 8), 0.5, requires_grad=True)
+        x = torch.linspace(-1, 1, 64).reshape(8, 8)
+
+        def weight(dtype: torch.dtype) -> float:
+            y = (x.to(dtype) @ last.to(dtype)).float()
+            return float(adaptive_weight(y.abs().mean() * 1e-7, y.square().mean() * 1e-7, last))
+
+        assert weight(torch.float16) == pytest.approx(weight(torch.float32), rel=0.02)
+
     def test_the_adaptive_weight_equals_gradients(self):
         last = torch.ones(3, requires_grad=True)
         weight = adaptive_weight((last * 5).sum(), (last.square()).sum(), last)
