@@ -21,7 +21,17 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.encoders import Patches, VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
-from fewtokens.evaluation.bench import FULL, Item, chain, encode, jobs, measure, select_specs, unpack_assignment
+from fewtokens.evaluation.bench import (
+    FULL,
+    Item,
+    chain,
+    encode,
+    jobs,
+    label_propagation_scores,
+    measure,
+    select_specs,
+    unpack_assignment,
+)
 from fewtokens.evaluation.fidelity import neighbor_agreement, rare_cells
 from fewtokens.evaluation.summary import as_markdown, best_methods, describe_columns, label_row, rank, summarize
 from fewtokens.evaluation.summary import compare_runs as changes_of
@@ -380,3 +390,8 @@ class TestPlots:
         low, high = points[0].axes.get_xlim()
         assert high / low > 3
         assert all(line.get_marker() not in ("", "None", None) for line in points)
+
+
+def test_a_first_mask_without_an_object_is_refused():
+    with pytest.raises(ValueError, match="the first mask contains no object"):
+        label_propagation_scores(torch.rand(4, 3, 3, 8), torch.zeros(4, 48, 48, dtype=torch.uint8))
