@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from fewtokens.cli import app
+from fewtokens.selection import read
 from fewtokens.video import synthetic, write
 from tests.llm.test_composed import parts, saved_model  # noqa: F401  (fixtures)
 
@@ -126,6 +128,26 @@ class TestPublicSets:
         table = run("qa", "--model", saved_model, "--dataset", "nextqa", "--data", nextqa, "--limit", 2)
         assert table.exit_code == 0, table.output
         assert "TokDense" in table.output
+
+    def test_parts_of_videos(self, saved_model, nextqa, monkeypatch):  # noqa: F811
+        from fewtokens.data import qa_sets
+        from fewtokens.llm import session
+
+        asked = []
+        monkeypatch.setattr(session, "read", lambda path, **options: asked.append(options) or read(path, **options))
+        questions = [
+            replace(each, start=start, end=end)
+            for each, start, end in zip(
+                qa_sets.load_questions("nextqa", nextqa, "test"), (None, 0.25, 0.5), (None, None, 0.75), strict=True
+            )
+        ]
+        monkeypatch.setattr(qa_sets, "load_questions", lambda *words: questions)
+        result = run("qa", "--model", saved_model, "--dataset", "nextqa", "--data", nextqa)
+        assert result.exit_code == 0, result.output
+        assert [(each["start"], each["end"]) for each in asked] == [(0.0, None), (0.25, None), (0.5, 0.75)]
+        monkeypatch.setattr(qa_sets, "load_questions", lambda *words: [replace(questions[0], answer="")])
+        result = run("qa", "--model", saved_model, "--dataset", "nextqa", "--data", nextqa)
+        assert result.exit_code == 2 and "its answer is not published" in " ".join(result.output.split())
 
     def test_broken_videos(self, saved_model, nextqa):  # noqa: F811
         (nextqa / "videos" / "11.mp4").write_bytes(b"no video")

@@ -17,8 +17,9 @@ from fewtokens.llm import Session, attach, compress, find, load
 from fewtokens.llm import session as session_module
 from fewtokens.llm.chat import check_question
 from fewtokens.llm.clock import STAGES
+from fewtokens.llm.session import VideoPart
 from fewtokens.selection import PixelScorer
-from fewtokens.video import synthetic, write
+from fewtokens.video import read, synthetic, write
 from tests.llm.saved import SPECIALS, save
 from tests.llm.tiny import FAMILIES
 
@@ -128,6 +129,18 @@ def test_features_of_kept_patches_are_not_those_of_all(monkeypatch):
         next(iter(each._encoded.values())).encoded["video"].visuals[0].features for each in (after, before)
     )
     assert kept.shape == everything.shape and not torch.equal(kept, everything)
+
+
+def test_a_part_of_a_file(tmp_path):
+    model, processor = loaded("qwen2_vl")
+    path = write(tmp_path / "clip.mp4", synthetic("shapes", frames=24, size=(64, 96), seed=1).frames, 8)
+    session, alone = Session(model, processor, FEW, 8), Session(model, processor, FEW, 8)
+    part = session.ask(VideoPart(path, 1.0, 2.0), FIRST, 6)
+    expected = alone.ask(read(path, frames=8, start=1.0, end=2.0, size=processor.read_size), FIRST, 6)
+    assert (part.text, part.cells) == (expected.text, expected.cells)
+    assert session.ask(VideoPart(path, 1.0, 2.0), SECOND, 2).seconds["encode"] == 0
+    whole, other = session.ask(path, FIRST, 2), session.ask(VideoPart(path, 2.0), FIRST, 2)
+    assert whole.seconds["encode"] > 0 and other.seconds["encode"] > 0
 
 
 def test_what_was_reduced_leaves_with_its_video():

@@ -12,7 +12,7 @@ from fewtokens.core import files
 from fewtokens.core.identity import identity
 from fewtokens.core.keys import current_keys
 from fewtokens.core.plain import conform
-from fewtokens.llm.session import Session
+from fewtokens.llm.session import Session, VideoPart
 
 
 @dataclass(frozen=True)
@@ -107,4 +107,5 @@ def _read(out: Path | None, request: dict[str, Any]) -> dict[str, Reply]:
 
 
 def _source(video: Any) -> str | None:
+    video = video.path if isinstance(video, VideoPart) else video
     return identity([video]) if isinstance(video, str | Path) else None

@@ -40,6 +40,20 @@ from fewtokens.video import Video
 from fewtokens.video.images import is_image
 
 
+@dataclass(frozen=True)
+class VideoPart:
+    """A part of a file.
+
+    Attributes:
+        path: the file.
+        start, end: in seconds; None for its end.
+    """
+
+    path: str | Path
+    start: float = 0.0
+    end: float | None = None
+
+
 @dataclass(eq=False)
 class CachedVideo:
     """An encoded video.
@@ -154,7 +168,7 @@ class Session:
     @torch.no_grad()
     def ask(
         self,
-        video: str | Path | Video,
+        video: str | Path | Video | VideoPart,
         question: str,
         max_new_tokens: int = 128,
         on_text: Callable[[str], None] | None = None,
@@ -164,8 +178,8 @@ class Session:
         """Answers a question about a video or an image by greedy decoding.
 
         Args:
-            video: a file, a folder of images, or frames with times. A file with one image is an image in the prompt, if
-                the family takes images here; methods that compare frames cannot reduce it.
+            video: a file, a folder of images, a part of a file, or frames with times. A file with one image is an image
+                in the prompt, if the family takes images here; methods that compare frames cannot reduce it.
             question: the question, without special tokens of the model.
             max_new_tokens: the maximum length of the answer.
             on_text: called with each piece of the answer during generation; `Answer.text` is all pieces joined.
@@ -210,7 +224,8 @@ class Session:
         self._report("reading")
         clip = video if isinstance(video, Video) else self._read(video, question)
         sized = clip.selection if clip.selection is not None and not clip.selection.full_size else None
-        if not isinstance(video, Video) and is_image(Path(video)) and len(clip) == 1 and self.backend.has_images:
+        still = not isinstance(video, Video | VideoPart) and is_image(Path(video)) and len(clip) == 1
+        if still and self.backend.has_images:
             (prepared,) = self.processor.prepare_images(self.model, [clip])
             kind, items, sized = "image", [[("image", 1)] * prepared.tiles], None
         else:
@@ -250,11 +265,18 @@ class Session:
             self._encoded.popitem(last=False)
         return cached, prompt | other_inputs
 
-    def _read(self, video: str | Path, question: str) -> Video:
+    def _read(self, video: str | Path | VideoPart, question: str) -> Video:
+        part = video if isinstance(video, VideoPart) else VideoPart(video)
+        options: dict[str, Any] = {"start": part.start, "end": part.end, "size": self.processor.read_size}
         if self.select is not None:
-            selecting: dict[str, Any] = {"select": self.select, "question": question, "scorer": self.scorer}
-            return read(video, **selecting, near=self.near, size=self.processor.read_size)
-        return read(video, frames=self.frames, fps=self.fps, size=self.processor.read_size)
+            selecting: dict[str, Any] = {
+                "select": self.select,
+                "question": question,
+                "scorer": self.scorer,
+                "near": self.near,
+            }
+            return read(part.path, **selecting, **options)
+        return read(part.path, frames=self.frames, fps=self.fps, **options)
 
     def _prompt(self, text: str, question: str, kind: str) -> dict[str, Any]:
         ids = self.processor.ids(question, text, kind).to(self.model.device)
@@ -295,5 +317,7 @@ def video_key(video: Any) -> Hashable:
     """Identifies a video: a file or folder by path, bytes and modification time, frames by object identity."""
     if isinstance(video, Video):
         return id(video)
+    if isinstance(video, VideoPart):
+        return video_key(video.path), video.start, video.end
     path = Path(video)
     return tuple(describe_source(path.resolve()).values()) if path.exists() else str(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,10 @@ from fewtokens.cli.eval.questions import QuestionOptions, ask_all, mean_tokens, 
 from fewtokens.cli.options import INPUT
 from fewtokens.cli.tables import print_json, table
 from fewtokens.core.identity import identity
+
+if TYPE_CHECKING:
+    from fewtokens.data.qa_sets import Question
+    from fewtokens.llm.session import VideoPart
 
 
 @verb(
@@ -53,6 +57,7 @@ def qa(
     check_exists(data)
     from fewtokens.data.qa_sets import format_prompt, load_questions
     from fewtokens.evaluation import qa_sets
+    from fewtokens.llm.session import VideoPart
 
     questions = load_questions(name, data, split)
     if limit is not None and limit < len(questions):
@@ -61,10 +66,11 @@ def qa(
         if not question.answer:
             raise ValueError(f"question {question.id!r}: its answer is not published; use another split")
     prompts = [
-        (f"{number} {question.id}", question.video, format_prompt(question, name))
+        (f"{number} {question.id}", _part_of(question), format_prompt(question, name))
         for number, question in enumerate(questions)
     ]
-    digest = identity((), [part for id, _, text in prompts for part in (id, text)])
+    bounds = [f"{video.start} {video.end}" for _, video, _ in prompts if isinstance(video, VideoPart)]
+    digest = identity((), [part for id, _, text in prompts for part in (id, text)] + bounds)
     request = {
         "dataset": name, "split": split, "limit": limit, "frames": options.frames, "seed": options.seed,
         "questions": digest,
@@ -80,3 +86,12 @@ def qa(
     rows = [{"questions": part, "accuracy, %": 100 * accuracy} for part, accuracy in scores.items()]
     out.print(table(options.spec or "all tokens", rows))
     print_tokens(tokens, 100 * scores["all"])
+
+
+def _part_of(question: Question) -> Path | VideoPart:
+    """The part of the video that a question is about, or all of it."""
+    from fewtokens.llm.session import VideoPart
+
+    if question.start is None and question.end is None:
+        return question.video
+    return VideoPart(question.video, question.start or 0.0, question.end)
