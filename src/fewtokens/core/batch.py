@@ -118,7 +118,7 @@ def split_frames(tokens: Tokens) -> Tokens:
     start = F.pad(count.cumsum(1), (1, 0))[:, :T]  # [B,T]
     slots = torch.arange(num_slots, device=tokens.device)
     mask = slots < count[..., None]  # [B,T,num_slots]
-    index = (start[..., None] + slots).clamp(max=tokens.N - 1).reshape(B, -1)
+    index = (start[..., None] + slots).clamp(max=tokens.N - 1).reshape(B, T * num_slots)
     representative = order.gather(1, index).reshape(B, T, num_slots)
 
     # The slot of each token within its frame; the extra token at the end collects dropped cells.
@@ -135,8 +135,8 @@ def split_frames(tokens: Tokens) -> Tokens:
     )
 
     def rows(values: Tensor) -> Tensor:
-        moved = take_rows(values, representative.reshape(B, -1))
-        return moved.reshape(B * T, num_slots, -1).masked_fill(~mask.reshape(B * T, num_slots, 1), 0)
+        moved = take_rows(values, representative.reshape(B, T * num_slots))
+        return moved.reshape(B * T, num_slots, values.shape[2]).masked_fill(~mask.reshape(B * T, num_slots, 1), 0)
 
     positions = rows(tokens.positions) * torch.tensor([0.0, 1.0, 1.0], device=tokens.device)
     return Tokens(
@@ -171,7 +171,7 @@ def join_frames(frames: Tokens, T: int, grid: Grid | None = None) -> Tokens:
     assignment = frames.assignment.reshape(B, T, H * W)
     prefix = frames.prefix
     joined = Tokens(
-        features=frames.features.reshape(B, T * N, -1),
+        features=frames.features.reshape(B, T * N, frames.C),
         positions=positions.reshape(B, T * N, 3),
         sizes=frames.sizes.reshape(B, T * N),
         mask=frames.mask.reshape(B, T * N),
@@ -206,7 +206,7 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
         Tokens on a grid of all frames.
 
     Raises:
-        ValueError: `chunks` is empty, or `dropped` differs.
+        ValueError: `chunks` is empty, `dropped` differs, or a chunk but the last has videos of different lengths.
     """
     if not chunks:
         raise ValueError("chunks must not be empty")
@@ -224,6 +224,10 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
         values = [getattr(chunk, name) for chunk in chunks]
         return None if any(value is None for value in values) else torch.cat(values, dim=1)
 
+    lengths = chunks[-1].grid.lengths
+    if any(chunk.grid.lengths is not None for chunk in chunks[:-1]):
+        raise ValueError("only the last chunk may have videos of different lengths")
+    lengths = None if lengths is None else lengths + (frames - chunks[-1].grid.T)
     times = [chunk.grid.times for chunk in chunks]
     has_times = all(time is not None for time in times)
     joined = Tokens(
@@ -232,7 +236,7 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
         sizes=row("sizes"),  # type: ignore[arg-type]
         mask=row("mask"),  # type: ignore[arg-type]
         assignment=torch.cat(assignments, dim=1),
-        grid=Grid(frames, H, W, torch.cat(times, dim=-1) if has_times else None),  # type: ignore[arg-type]
+        grid=Grid(frames, H, W, torch.cat(times, dim=-1) if has_times else None, lengths),  # type: ignore[arg-type]
         prefix=row("prefix"),
         codes=row("codes"),
         dropped=_common_dropped(chunks),

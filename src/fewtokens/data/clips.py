@@ -178,6 +178,8 @@ class ClipData(Dataset[Sample]):
             files = list_images(Path(path))
             indices = pick(np.arange(len(files)) / _DEFAULT_FPS).tolist()
             images = {n: read(files[n], size=short).frames for n in sorted(set(indices))}
+            if len({image.shape for image in images.values()}) > 1:
+                raise ValueError(f"{path}: the images of a video must have the same size")
             frames = torch.cat([images[n] for n in indices])
         else:
             frames = read(path, pick=pick, size=short).frames

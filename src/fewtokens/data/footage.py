@@ -93,7 +93,7 @@ def find_footage(source: str | Path, *, root: str | Path | None = None) -> Colle
         items = [item for tar in tars for item in _in_tar(tar)]
     elif source.is_dir() and not is_fiftyone(source):
         items = list(_in_folder(source, skipped))
-    elif source.suffix == ".tar":
+    elif source.suffix.lower() == ".tar":
         items = list(_in_tar(source))
     elif source.suffix == ".npy" or source.suffix.lower() in VIDEOS:
         items = [Footage(str(source))]

@@ -324,7 +324,10 @@ def _decode(cells: Sequence[Any], name: str, short: int) -> Tensor:
     contents = [cell["bytes"] for cell in cells if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes)]
     if len(contents) < len(cells):
         raise ValueError(f"{name} must contain the bytes of images")
-    frames = torch.stack([read_image(content, name) for content in contents])
+    images = [read_image(content, name) for content in contents]
+    if len({image.shape for image in images}) > 1:
+        raise ValueError(f"{name} contains images of different sizes")
+    frames = torch.stack(images)
     return resize_short(frames, short) if short and min(frames.shape[-2:]) > short else frames
 
 

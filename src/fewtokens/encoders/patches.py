@@ -12,7 +12,6 @@ from fewtokens.core import files
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
-from fewtokens.core.plan import take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.devices import pick_device, pick_dtype
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, fit, make_grid, patchify, resize, to_unit, unpatchify
@@ -89,7 +88,7 @@ class Patches(Encoder):
         tokens = Tokens.from_cells(features.to(self.dtype), grid)
         for method in pixel_methods:
             reduced = method(tokens, pixels=pixels)
-            pixels = take_rows(pixels, reduced.cell)
+            pixels = reduced.pool(pixels, tokens)
             tokens = reduced
         return tokens, {"pixels": pixels} if "pixels" in needs else {}
 

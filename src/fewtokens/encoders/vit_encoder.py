@@ -248,6 +248,19 @@ def _recompose(cells: Tokens, encoded: Tokens) -> Tokens:
     During encoding, a token is assigned only cells of the frame it is in. Here the token of a run is also assigned its
     cells in later frames.
     """
-    dest = encoded.assignment.gather(1, cells.cell)
-    restored = cells.apply(Plan(encoded.count, encoded.N, dest))
+    restored = cells
+    if cells.N:  # a chunk of a still video may have no tokens
+        dest = encoded.assignment.gather(1, _own_cells(cells))
+        restored = cells.apply(Plan(encoded.count, encoded.N, dest))
     return restored.replace(features=encoded.features, prefix=encoded.prefix, aux=encoded.aux)
+
+
+def _own_cells(tokens: Tokens) -> Tensor:
+    """A cell that each token has in the frame it is in, int64 [B,N]; the cell of its mean position may be another's."""
+    S = tokens.grid.cells
+    cell = torch.arange(S, device=tokens.device).expand(tokens.B, -1)
+    slot = tokens.assignment.clamp(min=0)
+    own = (tokens.assignment >= 0) & (tokens.frame.gather(1, slot) == cell // tokens.grid.cells_per_frame)
+    first = torch.full((tokens.B, tokens.N), S, device=tokens.device)
+    first = first.scatter_reduce(1, slot, cell.masked_fill(~own, S), "amin")
+    return torch.where(first < S, first, tokens.cell)
