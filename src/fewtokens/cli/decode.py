@@ -26,7 +26,7 @@ from fewtokens.cli.options import (
     find_tokenizer,
 )
 from fewtokens.cli.progress import progress
-from fewtokens.cli.resume import distinct_names, keep_inputs, unique_paths
+from fewtokens.cli.resume import Inputs, distinct_names, unique_paths
 from fewtokens.cli.tokenizer_files import StoredTokenizers
 from fewtokens.cli.video_parts import VideoParts
 
@@ -96,13 +96,14 @@ def decode(
         check_exists(original)
         if target.suffix.lower() not in (*_VIDEOS, ".png") or not single:
             raise ValueError(f"--compare writes one .png or video ({', '.join(_VIDEOS)}), got --out {target}")
+    protected = Inputs(*files, original)
     open_once = StoredTokenizers(tokenizer, device)
     batch = Batch(len(files), "file", target)
     with progress("frames" if len(files) == 1 else "files", None if len(files) == 1 else len(files)) as advance:
         for number, (file, name) in enumerate(zip(files, distinct_names(files), strict=True)):
             try:
                 output = target if single else target / f"{name}{_suffix(file)}"
-                keep_inputs(output, *files, original)
+                protected.check_output(output)
                 row = _decode_file(file, output, original, open_once, advance if len(files) == 1 else None)
             except (ValueError, OSError) as error:
                 batch.fail(file, error)

@@ -53,26 +53,39 @@ def source_now(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file") from None
 
 
-def keep_inputs(target: Path, *inputs: Path | None) -> None:
-    """Raises a ValueError if an output would replace an input, or the video from which an input was made."""
-    if not target.exists():
-        return
-    for path in inputs:
-        if path is None:
-            continue
-        video = _video_of(path)
-        if path.samefile(target) or (video is not None and video.exists() and video.samefile(target)):
-            what = "an input" if path.samefile(target) else f"the video of {path}"
+class Inputs:
+    """The inputs of a command, and the videos from which they were made, which no output may replace."""
+
+    def __init__(self, *paths: Path | None) -> None:
+        self._known: dict[tuple[int, int], str] = {}  # by device and number of the file
+        given = [path for path in paths if path is not None]
+        for path, what in [(path, "an input") for path in given] + [
+            (video, f"the video of {path}") for path in given if (video := _video_of(path)) is not None
+        ]:
+            if path.exists():
+                self._known.setdefault(_number(path), what)
+
+    def check_output(self, target: Path) -> None:
+        """Raises a ValueError if an output would replace one of them."""
+        if target.exists() and (what := self._known.get(_number(target))) is not None:
             raise ValueError(f"--out {target} is {what} and would be overwritten; give another --out")
 
 
+def _number(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def _video_of(path: Path) -> Path | None:
-    """The video from which a token file or an encoded video was made, as its header says."""
+    """The video from which a token file or an encoded video was made, as its header says; None for other files."""
     from fewtokens.core import files
 
     if path.suffix.lower() != ".safetensors":
         return None
-    header = files.load_header(path)
+    try:
+        header = files.load_header(path)
+    except ValueError:  # reported when it is read
+        return None
     meta = header.get("meta")
     source = meta.get("source") if isinstance(meta, dict) else None
     name = source.get("path") if isinstance(source, dict) else None

@@ -32,7 +32,7 @@ from fewtokens.cli.options import (
 )
 from fewtokens.cli.pipelines import PATCHES, check_reading, current_names, make_pipelines, read_video
 from fewtokens.cli.progress import progress
-from fewtokens.cli.resume import distinct_names, keep_inputs, source_now
+from fewtokens.cli.resume import Inputs, distinct_names, source_now
 from fewtokens.cli.tokenizer_files import StoredTokenizers
 from fewtokens.cli.video_parts import VideoParts
 from fewtokens.core.checks import DOCUMENTS, check_comparison, check_overlay
@@ -169,7 +169,7 @@ def show(
     """
     check_exists(*inputs, video)
     check_reading(reading)
-    keep_inputs(target, *inputs, video)
+    Inputs(*inputs, video).check_output(target)
     encoded = [path for path in inputs if _is_file(path) and _is_encoded(path)]
     if encoded or tokenizer is not None:
         if len(inputs) > 1 or target.suffix in DOCUMENTS:

@@ -48,6 +48,12 @@ def normalize(text: str) -> str:
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
+def check_published(question: Question) -> None:
+    """Raises a ValueError if the answer to a question is not published."""
+    if not question.answer:
+        raise ValueError(f"question {question.id!r}: its answer is not published; use another split")
+
+
 def is_correct(question: Question, reply: str) -> bool:
     """Returns whether a reply names the correct letter or, without choices, has exactly the words of the answer.
 
@@ -57,8 +63,7 @@ def is_correct(question: Question, reply: str) -> bool:
     Raises:
         ValueError: the answer is not published.
     """
-    if not question.answer:
-        raise ValueError(f"question {question.id!r}: its answer is not published; use another split")
+    check_published(question)
     if question.choices:
         return find_letter(reply, question.choices) == question.letter
     return normalize(reply) == normalize(question.answer)

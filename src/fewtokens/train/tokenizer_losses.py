@@ -151,9 +151,16 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor, l
         last: the weight of the last layer.
         limit: maximum.
     """
-    # In float16, gradients of a mean over all pixels are below the smallest number; the scale of the training does not
-    # reach these.
-    scale = 2.0**16
-    (a,) = torch.autograd.grad(scale * reconstruction, last, retain_graph=True)
-    (b,) = torch.autograd.grad(scale * adversarial, last, retain_graph=True)
-    return (a.float().norm() / (b.float().norm() + scale * 1e-4)).clamp(max=limit).detach()
+    a, b = (_gradient_norm(loss, last) for loss in (reconstruction, adversarial))
+    return (a / (b + 1e-4)).clamp(max=limit).detach()
+
+
+def _gradient_norm(loss: Tensor, last: Tensor) -> Tensor:
+    """In float16, gradients of a mean over all pixels are below the smallest number, and scaled ones may overflow."""
+    norm = torch.full((), torch.inf)
+    for scale in (2.0**16, 2.0**8, 1.0):
+        (gradient,) = torch.autograd.grad(scale * loss, last, retain_graph=True)
+        norm = gradient.float().norm() / scale
+        if norm.isfinite():
+            break
+    return norm

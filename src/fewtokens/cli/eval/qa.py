@@ -63,8 +63,7 @@ def qa(
     if limit is not None and limit < len(questions):
         questions = [questions[number * len(questions) // limit] for number in range(limit)]
     for question in questions:
-        if not question.answer:
-            raise ValueError(f"question {question.id!r}: its answer is not published; use another split")
+        qa_sets.check_published(question)
     prompts = [
         (f"{number} {question.id}", _part_of(question), format_prompt(question, name))
         for number, question in enumerate(questions)
