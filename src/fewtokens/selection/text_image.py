@@ -49,9 +49,8 @@ class TextImageScorer(Scorer):
             )
         texts = hash_files(sorted(path.glob("*.json")) + sorted(path.glob("*.txt")))  # tokenizer and preprocessing
         self.id = f"clip:{folder}:{fingerprint(path)}:{texts[:16]}"
-        self.device = torch.device(pick_device(device))
         self.model, self.tokenizer = _load(path)
-        self.model.to(self.device)
+        self.model.to(pick_device(device))
         self.device = next(self.model.parameters()).device  # with its index, which other threads need
         vision = self.model.config.vision_config
         self._packed = not hasattr(vision, "image_size")
