@@ -78,10 +78,10 @@ def _number(path: Path) -> tuple[int, int]:
 
 def _video_of(path: Path) -> Path | None:
     """The video from which a token file or an encoded video was made, as its header says; None for other files."""
-    from fewtokens.core import files
-
     if path.suffix.lower() != ".safetensors":
         return None
+    from fewtokens.core import files
+
     try:
         header = files.load_header(path)
     except ValueError:  # reported when it is read
