@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
 from fewtokens.core import registry
 from fewtokens.core.batch import collate
+from fewtokens.core.grid import Grid
 from fewtokens.core.memory import Memory, MemoryState
 from fewtokens.core.syntax import folder
 from fewtokens.core.tokens import Tokens
@@ -174,6 +177,29 @@ class TestEveryMemory:
                 assert counts.sum() == placed.sizes.sum()
             else:
                 assert counts.tolist() == placed.sizes[0].tolist()
+
+    @pytest.mark.parametrize("on_jump", ["shift", "reset"])
+    def test_times_that_go_back_in_a_whole_video(self, spec, on_jump):
+        """A video is that with the seconds of `on_jump`: later ones, or only the frames since the memory was emptied."""
+        memory, tokens = build(spec), stream(29, H=1, W=2, B=2, lengths=[29, 25])
+        memory.on_jump = on_jump
+        times = torch.arange(29) / 2
+        back = torch.stack([times, torch.cat([times[:12] + 100, times[12:]])])  # only in the second video
+        both = memory(tokens.replace(grid=replace(tokens.grid, times=back))).check()
+        out, forgotten = both[1], both.meta["forgotten"]
+        start = 12 if on_jump == "reset" else 0
+        shifted = torch.cat([times[:12], times[12:] - times[12] + times[11]]) + 100
+        seconds = (shifted if on_jump == "shift" else back[1])[start:25]
+        alone = Tokens.from_cells(tokens.features[1:, 2 * start : 50], Grid(25 - start, 1, 2, seconds))
+        expected = memory(alone)
+        count = int(expected.count)
+        torch.testing.assert_close(out.features[0, :count], expected.features[0, :count])
+        assert int(out.count) == count
+        assert forgotten[1] == expected.meta["forgotten"][0] + start
+        assert out.assignment[0].tolist()[: 2 * start] == [-1] * 2 * start
+        assert out.assignment[0, 2 * start : 50].tolist() == expected.assignment[0].tolist()
+        places = expected.positions[0, :count] + torch.tensor([start, 0, 0])
+        torch.testing.assert_close(out.positions[0, :count], places)
 
     def test_a_snapshot_is_bit_identical(self, spec, tmp_path):
         memory, tokens = build(spec), stream(40, B=2, H=1, W=2)

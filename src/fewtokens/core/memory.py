@@ -30,6 +30,8 @@ OnJump = Literal["error", "shift", "reset"]
 
 # Time stamps of real files differ by rounding; a smaller step back is none.
 TOLERANCE = 1e-3
+# In seconds; more than any time stamp.
+_LONG_AGO = 1e18
 
 
 @dataclass(eq=False)
@@ -318,6 +320,12 @@ class Memory(Method):
             ValueError: frames have different numbers of tokens or another shape than earlier ones, or a time is
                 invalid (see `on_jump`).
         """
+        return self._push(tokens, state, **cues)[0]
+
+    def _push(
+        self, tokens: Tokens, state: MemoryState | None, **cues: Any
+    ) -> tuple[MemoryState, Tensor]:
+        """As `push`; also the second of each frame, float64 [B,T], rising, and -inf for frames before a reset."""
         self._check_inputs(tokens, cues)
         grid = tokens.grid
         frames = _split(tokens, self.name)
@@ -346,7 +354,10 @@ class Memory(Method):
                     _assign(state, videos, part)
         P, C = frames.features.shape[2:]
         assert state.nbytes <= tokens.B * self.max_bytes(P, C, frames.features.dtype)
-        return state
+        begin = torch.tensor([max(each, default=0) for each in jumps])
+        seconds, real = frames.seconds[..., 0].cpu(), torch.arange(grid.T) < torch.tensor(lengths)[:, None]
+        seconds = seconds.masked_fill((torch.arange(grid.T) < begin[:, None]) | ~real, -torch.inf)
+        return state, seconds.cummax(1).values  # padding comes with the last frame
 
     def _push_frame(self, frame: Slots, state: MemoryState, **cues: Any) -> None:
         """Adds one frame of every video of the state."""
@@ -480,11 +491,12 @@ class Memory(Method):
 
         Unlike `read`, the result is on the grid of the video: a token is at the frame of its mean second, and the cells
         of a frame are assigned to the slot whose first and last second contain it. If there is no such slot, or more
-        than one, they count as dropped, and the frame as forgotten.
+        than one, or the memory was emptied after the frame (`on_jump`), they count as dropped, and the frame as
+        forgotten.
         """
-        state = self.push(tokens, None, **cues)
+        state, times = self._push(tokens, None, **cues)
         slots = _by_time(self.held(state, **cues))
-        return _on_video(self._as_tokens(slots, state), slots, tokens)
+        return _on_video(self._as_tokens(slots, state), slots, tokens, times)
 
     def step(self, tokens: Tokens, state: Any = None, **cues: Any) -> tuple[Tokens, Any]:
         """Pushes the next frames and reads; the tokens are those of all frames so far, see `read`."""
@@ -575,17 +587,22 @@ def _assign(state: MemoryState, videos: list[int], part: MemoryState) -> None:
     state.seen[videos] = part.seen
 
 
-def _on_video(read: Tokens, slots: Slots, video: Tokens) -> Tokens:
-    """Moves what was read, the tokens of `slots`, to the grid of the video that they summarize."""
-    B, (T, H, W) = video.B, video.grid.shape
-    times = torch.arange(T, dtype=torch.float64) if video.grid.times is None else video.grid.times
-    times = times.expand(B, T).contiguous()
+def _on_video(read: Tokens, slots: Slots, video: Tokens, times: Tensor) -> Tokens:
+    """Moves what was read, the tokens of `slots`, to the grid of the video that they summarize.
+
+    Args:
+        read: the tokens.
+        slots: their slots.
+        video: the video.
+        times: float64 [B,T], rising, the second at which each frame was pushed; -inf if it does not count.
+    """
+    B, (_, H, W) = video.B, video.grid.shape
+    real = video.grid.cell_mask(B)[:, :: H * W]
     seconds = slots.seconds.cpu().masked_fill(~slots.mask.cpu()[..., None], torch.inf)
     mean, first, last = (part.contiguous() for part in seconds.unbind(2))
     (starts, by_start), (ends, by_end) = first.sort(dim=1), last.sort(dim=1)
     started, ended = torch.searchsorted(starts, times, right=True), torch.searchsorted(ends, times)
-    real = video.grid.cell_mask(B)[:, :: H * W]
-    inside = (started - ended == 1) & real
+    inside = (started - ended == 1) & real & times.isfinite()
     # Of all slots that have started, the one that has not ended, by the difference of the sums of their indices.
     sum_started = F.pad(by_start.cumsum(1), (1, 0)).gather(1, started)
     sum_ended = F.pad(by_end.cumsum(1), (1, 0)).gather(1, ended)
@@ -594,9 +611,9 @@ def _on_video(read: Tokens, slots: Slots, video: Tokens) -> Tokens:
     assignment = read.assignment.reshape(B, -1, H * W)[rows, slot.to(read.device)]
     assignment = assignment.masked_fill(~inside.to(read.device)[..., None], -1)
 
-    frame = frame_at(mean, times)
+    at = frame_at(mean, times)
     positions = read.positions.clone()
-    positions[..., 0] = frame.to(positions).repeat_interleave(slots.features.shape[2], 1) * read.mask
+    positions[..., 0] = at.to(positions).repeat_interleave(slots.features.shape[2], 1) * read.mask
     return read.replace(
         grid=video.grid,
         positions=positions,
@@ -610,8 +627,9 @@ def frame_at(seconds: Tensor, times: Tensor) -> Tensor:
 
     Args:
         seconds: float64 [B,n], those before the first or after the last frame are moved to it.
-        times: float64 [B,T], the second of each frame, rising.
+        times: float64 [B,T], the second of each frame, rising; no frame at -inf is returned.
     """
+    times = times.clamp(min=-_LONG_AGO)
     right = torch.searchsorted(times, seconds.contiguous()).clamp(max=times.shape[1] - 1)
     left = (right - 1).clamp(min=0)
     before, after = times.gather(1, left), times.gather(1, right)

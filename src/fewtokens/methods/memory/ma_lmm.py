@@ -68,22 +68,21 @@ class MALMM(Memory):
         return self._with_own_seconds(read, state, read.grid.times.expand(read.B, -1))
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        state = self.push(tokens, None, **cues)
+        state, times = self._push(tokens, None, **cues)
         read = self.read(state, **cues)
         B, P, (T, H, W) = tokens.B, state.slots.features.shape[2], tokens.grid.shape
-        times = torch.arange(T, dtype=torch.float64) if tokens.grid.times is None else tokens.grid.times
-        times = times.expand(B, T).contiguous()
         # The slot of each place that contains a frame is the last one that begins before its end.
         first = self._by_place(state).info[..., 2].transpose(1, 2).cpu()
         started = first.masked_fill(~self._used(state).cpu()[:, None], torch.inf).contiguous()
         slot = torch.searchsorted(started, times[:, None].expand(-1, P, -1).contiguous(), right=True) - 1
         place = read.assignment[:, : H * W]  # the token of each cell in the first slot
         index = slot.to(read.device).transpose(1, 2).gather(2, place[:, None].expand(-1, T, -1))
-        real = tokens.grid.cell_mask(B).to(read.device)
+        held = times.isfinite()
+        real = tokens.grid.cell_mask(B).to(read.device) & held.repeat_interleave(H * W, 1).to(read.device)
         read = read.replace(
             grid=tokens.grid,
             assignment=(index * P + place[:, None]).flatten(1).masked_fill(~real, -1),
-            meta={**tokens.meta, **read.meta, "forgotten": [0] * B},
+            meta={**tokens.meta, **read.meta, "forgotten": (~held).sum(1).tolist()},
         )
         return self._with_own_seconds(read, state, times)
 
