@@ -180,7 +180,7 @@ class TestEveryMemory:
 
     @pytest.mark.parametrize("on_jump", ["shift", "reset"])
     def test_times_that_go_back_in_a_whole_video(self, spec, on_jump):
-        """A video is that with the seconds of `on_jump`: later ones, or only the frames since the memory was emptied."""
+        """A video is that with the seconds of `on_jump`: later ones, or only those since it was emptied."""
         memory, tokens = build(spec), stream(29, H=1, W=2, B=2, lengths=[29, 25])
         memory.on_jump = on_jump
         times = torch.arange(29) / 2

@@ -461,6 +461,16 @@ def test_hooks_are_gone(family):
     assert torch.equal(logits_of(generate(model, example.inputs)), logits_of(stock))
 
 
+@pytest.mark.parametrize(
+    "spec", ["kmeans(keep=4) | fastv(keep=0.9, layer=1)", "pyramid_drop((0.99, 0.98), layers=(1, 2))"]
+)
+def test_a_budget_that_rounds_to_all_tokens_is_legal(family, spec):
+    """Of 4 tokens, 90 % are 4."""
+    model, example = tiny(family), prompt(family, *MIXTURE)
+    with attach(model, spec, items=example.items) as few:
+        assert few(**example.inputs).logits.isfinite().all()
+
+
 def test_unreduced_videos_and_missing_layers_are_refused(family):
     model, example = copy.deepcopy(tiny(family)), prompt(family, *MIXTURE)
     with attach(model, "fastv(keep=0.5, layer=2)", items=example.items) as few:

@@ -67,6 +67,14 @@ def test_a_prompt_without_question_has_pivots_in_the_video_only():
     assert [len(row) for row in kept_columns(kept)] == [5, 5]
 
 
+def test_without_any_pivot_the_budget_is_kept():
+    """Question pivots alone, and no question: the tokens with the largest norm."""
+    state = replace(layer_state(), question=torch.zeros(2, 13, dtype=torch.bool))
+    kept = kept_columns(Dart(3, pivots=(0, 4)).choose(state, 0).kept)
+    norm = state.keys.abs().sum(2)
+    assert kept == [sorted(sorted(COLUMNS, key=lambda n, row=row: -norm[row, n])[:3]) for row in (0, 1)]
+
+
 def test_the_published_budget_of_an_image():
     """Of 576 tokens the published code keeps 124 in place of the 128 of its budget, see `Dart`."""
     assert math.floor(576 * 0.2222 + 1e-6) == 127

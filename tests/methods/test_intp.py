@@ -15,6 +15,8 @@ def test_subsets_of_sixteen_frames():
     subset = selection.why["subset"]
     for number, part in enumerate(split_subsets(selection.index, 2)):
         assert torch.equal(selection.index[subset == number], part) and len(part) == 8
+    assert Intp(2).select(torch.arange(16)).why["subset"].tolist() == [0, 1] * 8
+    assert Intp(2).select(torch.arange(3)).why["subset"].tolist() == [0, 1, 0]
     assert Intp(1, frames=5).select(torch.arange(9)).index.tolist() == [0, 2, 4, 6, 8]
 
 

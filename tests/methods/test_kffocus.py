@@ -21,7 +21,9 @@ def test_one_key_frame_per_scene_has_many_tokens():
     assert keys == [4, 9 + 7, 24 + 5]
     counts = selection.tokens(16, 16)
     assert counts[selection.why["key"]].tolist() == [64] * 3
-    assert counts[~selection.why["key"]].tolist() == [6] * 9  # 2 x 3 of at most 8
+    assert counts[~selection.why["key"]].tolist() == [8] * 9
+    few = Kffocus(12, key=63, other=7).select(torch.arange(35), features=torch.cat(rows)).tokens(16, 16)
+    assert sorted({*few.tolist()}) == [6, 63]
 
 
 def test_arguments():

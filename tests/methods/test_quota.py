@@ -30,6 +30,13 @@ def test_every_frame_has_a_token_and_the_total_is_kept():
     assert Quota(600, frames=50).select(torch.arange(50), relevance=scores).tokens(27, 27)[0] > 500
 
 
+def test_equal_shares_are_whole():
+    """Shares of 4 and 256 in floats, a rounding error below."""
+    alike = torch.full((49,), 0.5)
+    assert int(Quota(196, frames=49).select(torch.arange(49), relevance=alike).tokens(27, 27).sum()) == 196
+    assert Quota().select(torch.arange(49), relevance=alike).cells(27, 27).tolist() == [[16, 16]] * 49
+
+
 def test_negative_relevance_counts_as_none():
     assert Quota(100).select(torch.arange(2), relevance=torch.tensor([-1.0, 0.5])).tokens(27, 27).tolist() == [1, 90]
 

@@ -27,6 +27,17 @@ def test_weights_of_the_specification(positive, total, weight):
     assert positive_weight(positive, total) == pytest.approx(weight, abs=1e-3)
 
 
+def test_a_certain_head_ranks_by_its_logits():
+    """Sigmoids of logits above 17 are all 1.0 in float32."""
+    angle = torch.linspace(1, 0, 10)
+    features = torch.stack([angle.cos(), angle.sin()], 1)
+    selector = with_head(keep=2)
+    selector.load_state_dict({"head.weight": torch.tensor([[40.0, 0.0]]), "head.bias": torch.zeros(1)})
+    selection = selector.select(torch.arange(10), features=features)
+    assert selection.index.tolist() == [8, 9]
+    assert selection.why["scores"].max() <= 1
+
+
 def test_suppression_of_neighbors():
     score = torch.tensor([0.1, 0.5, 0.9, 0.8, 0.2, 0.3, 0.6, 0.4])
     features = torch.stack([score, (1 - score**2).sqrt()], 1)

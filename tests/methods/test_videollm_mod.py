@@ -161,6 +161,14 @@ def test_gradients_reach_the_router(parts):  # noqa: F811
     assert bool((model.inside[0].routers[0].weight.grad != 0).any())
 
 
+def test_a_prompt_without_a_video_has_no_auxiliary_loss(parts):  # noqa: F811
+    model = build(parts, "videollm_mod(keep=0.5)").train()
+    model(**batch(model)).loss.backward()
+    ids = torch.randint(3, 10, (2, 6))
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert model.inside[0].auxiliary_loss() is None
+
+
 def test_training_and_saving(parts, tmp_path):  # noqa: F811
     spec = "spatial_pool(1) | videollm_mod(keep=0.5)"
     first = build(parts, spec).inside[0].routers[0].weight.clone()

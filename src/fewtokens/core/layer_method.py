@@ -6,7 +6,7 @@ prunes key-value caches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -161,7 +161,6 @@ class LayerMethod(Spec):
         scoring_queries: the queries whose attention scores the tokens: "last", the last token of the question, or
             "text", all text tokens after the last video.
         prunes_earlier: whether dropped tokens are also removed from the caches of earlier layers.
-        may_keep_all: whether keeping all tokens is allowed; if False, dropping none is an error.
         paper: citation, in one line.
         license: license of the authors' code, in one line.
         cost: computational cost, in one line.
@@ -170,7 +169,6 @@ class LayerMethod(Spec):
     stage: ClassVar[str] = "llm"
     scoring_queries: ClassVar[str] = "last"
     prunes_earlier: ClassVar[bool] = False
-    may_keep_all: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     license: ClassVar[str] = ""
     cost: ClassVar[str] = ""
@@ -229,8 +227,11 @@ class LayerMethod(Spec):
         """
         raise NotImplementedError
 
+    def begin(self) -> None:
+        """Called before each pass through the language model, also of prompts without a video."""
+
     def auxiliary_loss(self) -> Tensor | None:
-        """Returns a loss of the last prefill to be added in training, a scalar, or None."""
+        """Returns a loss of the last pass to be added in training, a scalar, or None."""
         return None
 
     def named_layers(self, depth: int) -> list[tuple[int, int]]:
@@ -238,21 +239,6 @@ class LayerMethod(Spec):
         point = self.cache_point(depth)
         layers = [point.layer for point in self.prune_points(depth)] + ([] if point is None else [point.layer])
         return [(layer, layer) for layer in layers]
-
-    def keeps_all(self, index: int) -> bool:
-        """Whether the budget of the prune point at this index may keep all tokens."""
-        return self.may_keep_all
-
-
-def budget_may_keep_all(keep: float | int) -> bool:
-    """Whether a budget may keep all tokens: a count, which may exceed the number of tokens, or the fraction 1."""
-    return isinstance(keep, int) or keep == 1
-
-
-def stage_may_keep_all(keep: Sequence[float | int], index: int) -> bool:
-    """Whether the budget of a stage may keep all tokens that the stage before it has left."""
-    earlier = keep[index - 1] if index else None
-    return budget_may_keep_all(keep[index]) or keep[index] == earlier or isinstance(earlier, int)
 
 
 def check_layer(layer: int, caller: str) -> int:

@@ -322,9 +322,7 @@ class Memory(Method):
         """
         return self._push(tokens, state, **cues)[0]
 
-    def _push(
-        self, tokens: Tokens, state: MemoryState | None, **cues: Any
-    ) -> tuple[MemoryState, Tensor]:
+    def _push(self, tokens: Tokens, state: MemoryState | None, **cues: Any) -> tuple[MemoryState, Tensor]:
         """As `push`; also the second of each frame, float64 [B,T], rising, and -inf for frames before a reset."""
         self._check_inputs(tokens, cues)
         grid = tokens.grid

@@ -125,6 +125,8 @@ class FrameSelector(Spec):
         learned: whether it has trainable parameters.
         sizes: whether selected frames may have different sizes. Its budget `keep` is then the number of full frames
             whose cells the selected frames have together at most.
+        always: whether `choose` also runs if there are not more candidates than the budget, because it states more than
+            the frames.
         paper: citation, in one line.
         license: license of the authors' code, in one line.
         cost: computational cost, in one line; T is the number of candidates, K of selected frames.
@@ -138,6 +140,7 @@ class FrameSelector(Spec):
     stage: ClassVar[str] = "frames"
     learned: ClassVar[bool] = False
     sizes: ClassVar[bool] = False
+    always: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     license: ClassVar[str] = ""
     cost: ClassVar[str] = ""
@@ -229,7 +232,7 @@ class FrameSelector(Spec):
             F.normalize(self._checked("features", features, len(times), 2), dim=-1),
             generator,
         )
-        if len(times) <= candidates.count and not self.sizes:
+        if len(times) <= candidates.count and not (self.sizes or self.always):
             return full_size(torch.arange(len(times)))
         return self.choose(candidates)
 
@@ -252,7 +255,7 @@ class FrameSelector(Spec):
         """Selects frames from valid inputs; overridden by the selector.
 
         Args:
-            candidates: at least one; more than its budget, unless the selector has `sizes`.
+            candidates: at least one; more than its budget, unless the selector has `sizes` or `always`.
         """
 
 

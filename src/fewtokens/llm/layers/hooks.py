@@ -215,6 +215,8 @@ class LayerRuntime:
             yield self
 
     def _begin(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        for method in self.methods:
+            method.begin()
         features = self.backend.input_features(self.model, kwargs).values()
         if any(is_reduced(outputs) and layout_of(outputs) is None for outputs in features):
             raise ValueError(
@@ -504,8 +506,6 @@ class LayerRuntime:
             self._skip(decision, survives, is_video, index, inputs, original, run)
             return
         if decision.hidden is None and bool((survives | ~real).all()):
-            if not method.keeps_all(key[1]) and int(is_video.sum()) > int((is_video.sum(1) > 0).sum()):
-                raise ValueError(f"{method.spec}: nothing was dropped before layer {index}")
             return
         if decision.hidden is not None and index < run.deepstack:
             raise ValueError(

@@ -14,7 +14,6 @@ from fewtokens.core.layer_method import (
     LayerMethod,
     LayerState,
     PrunePoint,
-    budget_may_keep_all,
     check_layer,
     counts,
     highest,
@@ -29,6 +28,8 @@ class Dart(LayerMethod):
     tokens with the largest L1 norm of the keys of layer `layer` - 1. In turn, the video pivots first and each kind with
     falling norm, a pivot keeps an equal part of the budget: of the tokens that are left, those with the lowest cosine
     to it. Question pivots do not count. Kept tokens keep their positions.
+
+    With question pivots alone and no question, the tokens with the largest norm are kept.
 
     Differences from the published code: it visits the pivots in the order of a Python set, and rounds the part of
     each pivot down, so that it keeps up to seven tokens fewer than its budget; here the first pivots get one more.
@@ -61,9 +62,6 @@ class Dart(LayerMethod):
     def prune_points(self, depth: int) -> list[PrunePoint]:
         return [PrunePoint(self.layer, key_layer=self.layer - 1)]
 
-    def keeps_all(self, index: int) -> bool:
-        return budget_may_keep_all(self.keep)
-
     def choose(self, state: LayerState, index: int) -> LayerDecision:
         assert state.keys is not None
         count = counts(state, self.keep)
@@ -80,7 +78,8 @@ class Dart(LayerMethod):
         part = (rest[:, None] // number[:, None] + (turn < rest[:, None] % number[:, None])) * exists
         for place in range(pivot.shape[1]):
             kept = kept | highest(-similar[..., place], state.video & ~kept, part[:, place])
-        return LayerDecision(kept)
+        # Without any pivot, the tokens that would be pivots themselves.
+        return LayerDecision(kept | highest(norm, state.video & ~kept, count - kept.sum(1)))
 
 
 def _largest(norm: Tensor, allowed: Tensor, count: Tensor, most: int) -> tuple[Tensor, Tensor]:

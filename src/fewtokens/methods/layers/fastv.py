@@ -8,7 +8,6 @@ from fewtokens.core.layer_method import (
     LayerMethod,
     LayerState,
     PrunePoint,
-    budget_may_keep_all,
     check_layer,
     counts,
     top,
@@ -37,9 +36,6 @@ class FastV(LayerMethod):
 
     def prune_points(self, depth: int) -> list[PrunePoint]:
         return [PrunePoint(self.layer, self.layer - 1)]
-
-    def keeps_all(self, index: int) -> bool:
-        return budget_may_keep_all(self.keep)
 
     def choose(self, state: LayerState, index: int) -> LayerDecision:
         return LayerDecision(top(state, counts(state, self.keep, nearest=True)))

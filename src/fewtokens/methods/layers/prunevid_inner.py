@@ -11,7 +11,6 @@ from fewtokens.core.layer_method import (
     LayerMethod,
     LayerState,
     PrunePoint,
-    budget_may_keep_all,
     check_layer,
 )
 from fewtokens.core.tokens import Tokens
@@ -52,10 +51,6 @@ class PruneVidInner(LayerMethod):
 
     def named_layers(self, depth: int) -> list[tuple[int, int]]:
         return [(self.layer, self.layer + 1)]
-
-    def keeps_all(self, index: int) -> bool:
-        # Groups of one token always keep it.
-        return budget_may_keep_all(self.keep) or self.may_keep_all
 
     def choose(self, state: LayerState, index: int) -> LayerDecision:
         assert state.scores is not None

@@ -12,7 +12,6 @@ from fewtokens.core.layer_method import (
     PrunePoint,
     check_layer,
     counts,
-    stage_may_keep_all,
     top,
 )
 
@@ -61,9 +60,6 @@ class PyramidDrop(LayerMethod):
                 "layers, such as keep=(0.5, 0.25), layers=(1, 2)"
             )
         return [PrunePoint(layer, layer) for layer in layers]
-
-    def keeps_all(self, index: int) -> bool:
-        return stage_may_keep_all(self.keep, index)
 
     def choose(self, state: LayerState, index: int) -> LayerDecision:
         return LayerDecision(top(state, counts(state, self.keep[index])))

@@ -16,7 +16,6 @@ from fewtokens.core.layer_method import (
     check_layer,
     counts,
     highest,
-    stage_may_keep_all,
     top,
 )
 from fewtokens.core.plan import Plan, mask_indices, take_rows
@@ -76,9 +75,6 @@ class SparseVlm(LayerMethod):
 
     def named_layers(self, depth: int) -> list[tuple[int, int]]:
         return [(layer, layer + 1) for layer in self.layers]
-
-    def keeps_all(self, index: int) -> bool:
-        return stage_may_keep_all(self.keep, index)
 
     def raters(self, embeddings: Tensor, video: Tensor, question: Tensor) -> Tensor:
         columns = mask_indices(question)

@@ -27,7 +27,6 @@ class SttmInner(LayerMethod):
     paper = "Multi-Granular Spatio-Temporal Token Merging (STTM), arXiv 2507.07990, inside the language model"
     license = "written from the paper; reference code without a license"
     cost = "O(levels * N C); with keep also O(M^2 C) to merge the last of M tokens pairwise"
-    may_keep_all = True
 
     def __init__(
         self,

@@ -66,7 +66,7 @@ class VideoXL2(KVMemory):
         self._close(state, (step + 1) // self.chunk)
 
     def read(self, state: KVState, relevance: Relevance) -> KVSlots:
-        slots, closed = state.slots, int(state.stats["closed"])
+        slots, closed = state.slots, int(state.stats.get("closed", 0))
         sparse = slots.take((slots.kind != RAW) | (self._chunks(slots) >= closed))
         if not self.dense or not state.host:
             return sparse

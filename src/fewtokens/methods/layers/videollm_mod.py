@@ -49,7 +49,6 @@ class VideoLLMMoD(LayerMethod, nn.Module):
     license = "written from the papers; reference code of LION-FS MIT"
     cost = "2*D MACs per video token and layer; the layer then processes fewer tokens"
     learned = True
-    may_keep_all = True
 
     def __init__(
         self,
@@ -85,6 +84,9 @@ class VideoLLMMoD(LayerMethod, nn.Module):
         layers = range(0, depth, 2) if self.layers is None else self.layers
         return [PrunePoint(layer, skips=True) for layer in layers]
 
+    def begin(self) -> None:
+        self._losses = []
+
     def choose(self, state: LayerState, index: int) -> LayerDecision:
         if (D := state.hidden.shape[2]) != self.dim:
             raise ValueError(f"{self.name} was built for {self.dim} channels, but this model has {D}; set dim={D}")
@@ -93,8 +95,6 @@ class VideoLLMMoD(LayerMethod, nn.Module):
         logits = router(state.norm(state.hidden).to(router.weight.dtype)).float()
         passing = logits.softmax(2)[..., 1]
         kept = highest_of_frames(passing.detach(), frames_of(state), self.keep)
-        if index == 0:
-            self._losses = []
         if self.training and torch.is_grad_enabled() and bool(state.video.any()):
             self._losses.append(F.cross_entropy(logits[state.video], kept[state.video].long()))
         return LayerDecision(kept, gate=passing if self.gate else None)

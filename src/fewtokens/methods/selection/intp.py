@@ -21,6 +21,7 @@ class Intp(FrameSelector):
         frames: number of frames that the encoder accepts. Default: 8, as in Video-LLaVA.
     """
 
+    always = True
     paper = "Interpolating Video-LLMs: Toward Longer-sequence LMMs in a Training-free Manner, arXiv 2409.12963"
     license = "written from the abstract; no code"
     cost = "O(K); no thumbnails"

@@ -9,8 +9,8 @@ class Keyframes(FrameSelector):
     """Selects keyframes of the codec, evenly spaced if there are more than the budget.
 
     A keyframe is decoded without any other frame, so this is the cheapest way to read a long video. Encoders insert
-    keyframes at a fixed interval, and most also at cuts. In a source without keyframes (an array, a folder of images)
-    every frame counts as one.
+    keyframes at a fixed interval, and most also at cuts. Of a source without an index of keyframes (an array, a folder
+    of images), the candidates are one frame per second.
 
     Args:
         keep: number of frames (int), or fraction of the keyframes (float). Default: 32.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from fewtokens.core.selection import Candidates, FrameSelector, Selection, evenly_spaced
-from fewtokens.methods.ops.frames import near_square
 from fewtokens.methods.ops.scene_tilling import scene_cuts
 
 
@@ -18,8 +19,8 @@ class Kffocus(FrameSelector):
 
     Args:
         keep: number of frames (int), or fraction of the candidates (float). Default: 32.
-        key: number of tokens of a key frame. Default: 64, ours.
-        other: number of tokens of any other frame. Default: 8, ours.
+        key: number of tokens of a key frame, in a nearly square grid, so that 7 becomes 2 x 3. Default: 64, ours.
+        other: number of tokens of any other frame, as of `key`. Default: 8, 2 x 4, ours.
         grid: rows and columns of cells of a full frame, to which `key` and `other` refer. Default: 16, ours.
         rate: candidates per second, "keyframes" of the codec, or "all" frames. Default: 1.
     """
@@ -68,5 +69,12 @@ class Kffocus(FrameSelector):
         rest = others.nonzero().squeeze(1)
         index = torch.cat([keys, rest[evenly_spaced(len(rest), K - len(keys))]]).sort().values
         is_key = ~others[index]
-        cells = near_square(torch.where(is_key, self.key, self.other))
+        key, other = (torch.tensor(_nearly_square(tokens, self.grid)) for tokens in (self.key, self.other))
+        cells = torch.where(is_key[:, None], key, other)
         return Selection(index, cells.double() / self.grid, {"cuts": cuts, "key": is_key})
+
+
+def _nearly_square(tokens: int, side: int) -> tuple[int, int]:
+    """Rows and columns of at most this number of tokens, up to `side`; exact for 8 = 2 x 4 and squares."""
+    rows = math.isqrt(tokens)
+    return rows, min(tokens // rows, side)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from fewtokens.core.selection import Candidates, FrameSelector, Selection
 from fewtokens.methods.ops.frames import near_square, share_out
@@ -50,11 +51,16 @@ class Quota(FrameSelector):
         if self.tokens < T:
             raise ValueError(f"quota: {self.tokens} tokens are fewer than the {T} candidates; pass fewer frames")
         weight = candidates.relevance.double().clamp(min=0).square()
-        share, least = share_out(weight, self.tokens, full).floor(), torch.zeros(T, dtype=torch.bool)
+        share, least = _whole(share_out(weight, self.tokens, full)), torch.zeros(T, dtype=torch.bool)
         # The one token that a frame has at least is taken from the others.
         while bool((share < 1).any()):
             least |= share < 1
             rest = share_out(torch.where(least, 0, weight), self.tokens - int(least.sum()), full)
-            share = torch.where(least, 1, rest.floor())
+            share = torch.where(least, 1, _whole(rest))
         grids = near_square(share.long())
         return Selection(torch.arange(T), grids.double() / self.grid, {"scores": candidates.relevance, "shares": share})
+
+
+def _whole(share: Tensor) -> Tensor:
+    """Rounds shares down; those that are whole but for the rounding of floats stay."""
+    return (share + 1e-6).floor()

@@ -80,19 +80,20 @@ class Videoitg(FrameSelector, nn.Module):
             raise ValueError(
                 f"videoitg was built for features of {self.dim} channels, got {candidates.features.shape[1]}; set dim="
             )
-        scores = self.head(candidates.features.to(self.head.weight)).squeeze(1).sigmoid().float().cpu()
-        left = scores.clone()
+        # Not the order of their sigmoids, which are 1.0 for many frames if the head is certain.
+        logits = self.head(candidates.features.to(self.head.weight)).squeeze(1).float().cpu()
+        left = logits.clone()
         selected: list[int] = []
         for _ in range(candidates.count):
             if bool(left.isinf().all()):  # all others are near a better one
-                left = scores.clone()
+                left = logits.clone()
                 left[torch.tensor(selected)] = -torch.inf
             best = int(left.argmax())
             selected.append(best)
             near = (candidates.times - candidates.times[best]).abs() < self.nms
             left[near] = -torch.inf
             left[best] = -torch.inf
-        return full_size(torch.tensor(selected), scores=scores)
+        return full_size(torch.tensor(selected), scores=logits.sigmoid())
 
 
 def positive_weight(positive: int, total: int) -> float:
