@@ -365,7 +365,7 @@ def align(reader: StreamReader, prototypes: Prototypes, visits: Tensor, steps: i
         nearest = F.normalize(projected, dim=1) @ F.normalize(target, dim=1).T
         code = torch.arange(CODES).repeat_interleave(held_out.shape[1] * held_out.shape[2])
         right = (nearest.argmax(1) == code).double().mean()
-    print(f"projector: loss {float(loss):.3f}, names {100 * float(right):.1f} % of other frames", flush=True)
+    print(f"projector: loss {float(loss.detach()):.3f}, names {100 * float(right):.1f} % of other frames", flush=True)
 
 
 def step_train(options: argparse.Namespace) -> None:
@@ -472,8 +472,8 @@ NOTES = (
     "Accuracy of the answers of SmolLM2-135M-Instruct with adapters of rank 16, a slot of the memory as one token with "
     "its first and last second as text. Score: mean of the kinds; lowest and highest: of the three seeds, each of two "
     "videos. A time may be off by two frames: 2 s in ten minutes, 8 s in an hour with a frame every 4 s. Nearest "
-    "place: the score if the slots are decoded without a language model, with other random questions. Text only: no slots. "
-    "True scenes: one slot for each scene and needle, the mean of its frames: what a perfect memory holds. Bytes: of "
+    "place: the score if the slots are decoded without a language model, with other random questions. Text only: no "
+    "slots. True scenes: one for each scene and needle, the mean of its frames: what a perfect memory holds. Bytes: of "
     "the state of one video; a frame is one token of 384 channels, the mean of 16 of dinov2-small. Seconds a question: "
     "48 questions about a video share its prompt."
 )

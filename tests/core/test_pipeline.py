@@ -13,7 +13,7 @@ from torch import Tensor
 from fewtokens.core import files, registry
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Reducer, Resampled, Resampler
+from fewtokens.core.method import Reducer, Resampled, Resampler, save_weights
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
@@ -261,6 +261,22 @@ class TestSaving:
         )
         assert again.spec == pipeline.spec
         assert_same_tokens(again(frames()), pipeline(frames()), 0)
+
+    @pytest.mark.parametrize(
+        "spec", ["tokenlearner('4/frame', dim=8{})", "vqtoken(4, dim=8, side=2{})", "videoitg(2, dim=3{})"]
+    )
+    def test_the_files_of_parameters_are_not_needed(self, tmp_path, spec):
+        """A saved pipeline has the parameters of its methods, those of a frame selector too."""
+        pipeline = Pipeline(spec.format(""))
+        method = pipeline.selector or pipeline.methods[0]
+        save_weights(method, tmp_path / "a.safetensors")
+        checkpoint = str(tmp_path / "a.safetensors")
+        torch.manual_seed(1)
+        Pipeline(spec.format(f", checkpoint={checkpoint!r}")).save_pretrained(tmp_path / "p")
+        (tmp_path / "a.safetensors").unlink()
+        again = Pipeline.from_pretrained(tmp_path / "p")
+        loaded = again.selector or again.methods[0]
+        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), method.parameters(), strict=True))
 
     def test_different_weights_are_rejected(self, tmp_path):
         Pipeline("uniform", FakeEncoder(fingerprint="abc")).save_pretrained(tmp_path)

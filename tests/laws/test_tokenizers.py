@@ -6,6 +6,7 @@ T7 and T8 require training: a few presets.
 from __future__ import annotations
 
 import itertools
+from copy import deepcopy
 from functools import cache
 from inspect import signature
 
@@ -48,6 +49,14 @@ class TestTokenizer:
             if layout.tokens is not None:
                 assert int(tokens.count.sum()) == layout.tokens
                 assert float(tokenizer.bits(tokens).sum()) == pytest.approx(layout.bits)
+
+    def test_bfloat16(self, name):
+        """A tokenizer in half precision encodes and decodes, also on a CPU."""
+        half = deepcopy(build(name)).to(torch.bfloat16)
+        tokens = half.encode(clips(name, 1))
+        assert tokens.features.dtype == torch.bfloat16
+        decoded = half.decode(tokens)
+        assert decoded.dtype == torch.float32 and bool(decoded.isfinite().all())
 
     def test_the_decoder_reads_tokens_only(self, name, tmp_path):
         """T2: features are restored from codes, and a file decodes to the same bits as the tokens.

@@ -45,6 +45,14 @@ def test_every_code_survives_a_round_trip():
     assert torch.equal(method.quantize(z).codes, codes)
 
 
+@pytest.mark.parametrize("levels", [(8,) * 9, (8,) * 10])
+def test_codes_above_24_bits_are_exact(levels):
+    """Sums in float32 are rounded above 2**24."""
+    method = Fsq(levels, dim=len(levels))
+    x = 2 * torch.randn(1, 4000, len(levels), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(method.quantize(x).features, method.scalars.quantize(x))
+
+
 def test_published_codebooks():
     assert Fsq((8, 8, 8, 5, 5, 5)).codebook_sizes == (64_000,)
     assert Fsq((8,) * 6).bits == 18

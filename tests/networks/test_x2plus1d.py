@@ -138,3 +138,35 @@ def test_parameters_of_table_13(module, millions):
 def test_invalid_configs(changes, message):
     with pytest.raises(ValueError, match=message):
         X2plus1dConfig(**changes)
+
+
+@pytest.mark.parametrize("side", [72, 40])
+def test_odd_sizes_before_a_replaced_unit_with_stride(side):
+    """Pooling has the size of the strided shortcut."""
+    model = X2plus1d(X2plus1dConfig(**TINY, module="conv2d+tokenlearner")).eval()
+    clip = torch.rand(1, 4, 3, side, side)
+    shapes = []
+    for stage in model.stages:
+        stage[0].register_forward_hook(lambda unit, args, out: shapes.append(out.shape[3:]))
+    model(clip)
+    plain = X2plus1d(X2plus1dConfig(**TINY | {"replaced": ()})).eval()
+    for stage in plain.stages:
+        stage[0].register_forward_hook(lambda unit, args, out: shapes.append(out.shape[3:]))
+    plain(clip)
+    assert shapes[:4] == shapes[4:]
+
+
+def test_checkpointing_counts_a_batch_once():
+    """The statistics of batch norms, and gradients, are those without activation checkpointing."""
+    clip, states, gradients = torch.rand(2, 4, 3, 32, 32), [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = X2plus1d(X2plus1dConfig(**TINY)).train()
+        model.checkpointing = checkpointing
+        model(clip).square().sum().backward()
+        states.append(model.state_dict())
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, msg=name)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert all(part.momentum == 0.1 for part in model.modules() if isinstance(part, nn.BatchNorm3d))

@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
+from fewtokens.core.method import save_weights
 from fewtokens.tokenizers import Tokenizer, create_tokenizer, get_preset, load_tokenizer
+from fewtokens.tokenizers.files import read_encoded, write_encoded
 from fewtokens.tokenizers.parts import to_signed
 from fewtokens.video import synthetic
 
@@ -97,6 +99,31 @@ def test_save_and_load(tmp_path):
     assert torch.equal(again.encode(frames()).codes, tokens.codes)
     assert torch.equal(again.decode(tokens), tokenizer.decode(tokens))
     assert (again.window, again.spec) == (4, tokenizer.spec)
+
+
+def test_save_and_load_in_half_precision(tmp_path):
+    """The loaded tokenizer has the dtype and fingerprint of the saved one, so that it decodes its files."""
+    tokenizer = build().to(torch.bfloat16)
+    again = load_tokenizer(tokenizer.save_pretrained(tmp_path / "run"), device="cpu")
+    assert again.fingerprint() == tokenizer.fingerprint()
+    tokens = tokenizer.encode(frames())
+    assert torch.equal(again.encode(frames()).codes, tokens.codes)
+    write_encoded(tmp_path / "a.safetensors", tokens, tokenizer)
+    read_encoded(tmp_path / "a.safetensors", again)
+
+
+def test_a_saved_tokenizer_does_not_need_the_files_it_was_built_from(tmp_path):
+    ends = "tubelet(16, stride=(1,8,8)) | {} > tubelet(stride=(1,8,8))"
+    first = Tokenizer.from_spec(ends.format("vq(64, code_dim=8)"))
+    save_weights(first.quantizer, tmp_path / "vq.safetensors")
+    checkpoint = str(tmp_path / "vq.safetensors")
+    tokenizer = Tokenizer.from_spec(ends.format(f"vq(64, code_dim=8, checkpoint={checkpoint!r})")).eval()
+    tokenizer.save_pretrained(tmp_path / "run")
+    (tmp_path / "vq.safetensors").unlink()
+    again = load_tokenizer(tmp_path / "run", device="cpu")
+    assert again.fingerprint() == tokenizer.fingerprint()
+    with pytest.raises(ValueError, match="no such file"):
+        Tokenizer.from_spec(again.spec)
 
 
 def test_training_overfits_two_clips():

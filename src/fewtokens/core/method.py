@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
@@ -511,17 +513,38 @@ def count_bits(tokens: Tokens, sizes: Sequence[int]) -> Tensor:
     return (used.sum(1) * torch.tensor(sizes, dtype=torch.float64, device=tokens.device).log2()).sum(1)
 
 
-def load_weights(method: Any, path: str | None) -> None:
+_follow: ContextVar[bool] = ContextVar("_follow", default=False)
+
+
+@contextmanager
+def weights_follow() -> Iterator[None]:
+    """Builds methods without reading the files of their argument `checkpoint`, as all their parameters are loaded next.
+
+    A saved pipeline, tokenizer or model has the parameters of its methods, so the files that they were built from, and
+    that its spec names, may be gone.
+    """
+    token = _follow.set(True)
+    try:
+        yield
+    finally:
+        _follow.reset(token)
+
+
+def load_weights(method: Any, path: str | None, released: Callable[[str], None] | None = None) -> None:
     """Loads a method's parameters from a file written by `save_weights`.
 
     Args:
         method: the method, a module; its `same_weights` are the names of others that have the same parameters.
-        path: the file; None leaves the parameters unchanged.
+        path: the file; None leaves the parameters unchanged. Not read within `weights_follow`.
+        released: loads a file that `save_weights` did not write, such as one that the authors released.
 
     Raises:
         ValueError: the file does not exist, is corrupt, is of another method, or its shapes differ.
     """
-    if path is None:
+    if path is None or _follow.get():
+        return
+    if released is not None and not _is_saved_method(path):
+        released(path)
         return
     tensors, header = files.load(path, "method")
     if header.get("method") not in (method.name, *getattr(method, "same_weights", ())):
@@ -532,6 +555,14 @@ def load_weights(method: Any, path: str | None) -> None:
         method.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path}: does not fit {method.name} ({' '.join(str(error).split())[:300]})") from None
+
+
+def _is_saved_method(path: str) -> bool:
+    try:
+        files.load_header(path, "method")
+    except ValueError:
+        return False
+    return True
 
 
 def save_weights(method: Any, path: str | Path) -> Path:

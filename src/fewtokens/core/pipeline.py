@@ -23,7 +23,7 @@ from fewtokens.core.hub import Pushable, from_hub
 from fewtokens.core.identity import describe_source, rename_encoder_keys
 from fewtokens.core.inputs import ACCEPTED, DEFAULT_SIZE, is_list_of_videos, read_video, to_frames
 from fewtokens.core.legacy import current_spec
-from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
+from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler, weights_follow
 from fewtokens.core.plain import conform
 from fewtokens.core.plan import Plan
 from fewtokens.core.selection import FrameSelector, Selection, pool_frames
@@ -387,7 +387,7 @@ class Pipeline(Pushable, nn.Module):
                     "fewtokens.methods, or save its parameters yourself"
                 )
         encoder = None if self.encoder is None else self.encoder.describe()
-        state = self.methods.state_dict()
+        state = self._saved().state_dict()
         with files.atomic_folder(folder, last="config.json") as temporary:
             files.save(temporary / "methods.safetensors", "pipeline", state, {"spec": self.spec})
             files.write_json(temporary / "config.json", {"spec": self.spec, "encoder": encoder})
@@ -435,11 +435,19 @@ class Pipeline(Pushable, nn.Module):
             assert encoder is not None
             if encoder.describe()["fingerprint"] != saved["fingerprint"]:
                 raise ValueError(f"{folder}: was saved with different weights of the encoder {saved['id']}")
-        pipeline = Pipeline(spec, encoder)
+        with weights_follow():
+            pipeline = Pipeline(spec, encoder)
         tensors, _ = files.load(Path(folder) / "methods.safetensors", "pipeline")
-        files.check_fit(pipeline.methods.state_dict(), tensors, f"{folder}: the parameters do not fit {spec!r}")
-        pipeline.methods.load_state_dict(tensors)
+        files.check_fit(pipeline._saved().state_dict(), tensors, f"{folder}: the parameters do not fit {spec!r}")
+        pipeline._saved().load_state_dict(tensors)
         return pipeline
+
+    def _saved(self) -> nn.ModuleDict:
+        """The modules whose parameters are saved."""
+        parts: dict[str, nn.Module] = {str(index): method for index, method in enumerate(self.methods)}
+        if isinstance(self.selector, nn.Module):
+            parts["selector"] = self.selector
+        return nn.ModuleDict(parts)
 
 
 def check_received(method: Method, encoder: str) -> None:

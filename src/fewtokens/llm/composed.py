@@ -28,6 +28,7 @@ from fewtokens.core import files, registry
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.legacy import current_spec
+from fewtokens.core.method import weights_follow
 from fewtokens.core.pipeline import Pipeline, check_received
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import ViT, VitEncoder, load_encoder, pick_device
@@ -525,7 +526,8 @@ def load_video_llm(
     options = {name: config[name] for name in ("pool", "positions", "streams", "segment") if name in config}
     if "segment" in config:
         options["encoder2"] = load_encoder(folder / "encoder2", device="cpu", batch=batch)
-    model = ComposedVideoLLM(frames, llm, tokenizer, spec=current_spec(config["spec"]), **options)
+    with weights_follow():
+        model = ComposedVideoLLM(frames, llm, tokenizer, spec=current_spec(config["spec"]), **options)
     tensors, _ = files.load(folder / "parts.safetensors", "video_llm")
     files.check_fit(model._own_state(), tensors, f"{folder}: does not fit this video language model")
     model.load_state_dict(tensors, strict=False)

@@ -11,7 +11,8 @@ two 1x1x1 convolutions of a unit are specified by names joined with "+":
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -112,10 +113,13 @@ class Conv2d(nn.Module):
 
 
 class HalfSize(nn.Module):
-    """2x2 spatial average pooling on [B,C,T,H,W]; uses 2-D pooling, which supports all dtypes on CPU."""
+    """2x2 spatial average pooling on [B,C,T,H,W], with a part of a window at the end, as strided convolutions have.
+
+    Uses 2-D pooling, which supports all dtypes on CPU.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
+        return F.avg_pool2d(x.flatten(1, 2), 2, ceil_mode=True).unflatten(1, x.shape[1:3])
 
 
 class Conv1d(nn.Module):
@@ -245,6 +249,26 @@ class Unit(nn.Module):
         return F.relu(self.shortcut(x) + self.norm_down(self.down(y)))
 
 
+def recomputed(unit: nn.Module, x: Tensor) -> Tensor:
+    """Applies a unit with activation checkpointing; batch norms count its inputs once, as without."""
+    norms = [module for module in unit.modules() if isinstance(module, nn.BatchNorm3d)]
+
+    @contextmanager
+    def frozen_statistics() -> Iterator[None]:
+        momenta = [norm.momentum for norm in norms]
+        counts = [norm.num_batches_tracked.clone() for norm in norms if norm.num_batches_tracked is not None]
+        for norm in norms:
+            norm.momentum = 0.0
+        try:
+            yield
+        finally:
+            for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+                norm.momentum = momentum
+                norm.num_batches_tracked = count
+
+    return checkpoint(unit, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics()))
+
+
 class X2plus1d(Model):
     """X(2+1)D; maps clips [B,T,3,H,W] (uint8, or float in 0..1) to logits [B,classes]."""
 
@@ -298,7 +322,7 @@ class X2plus1d(Model):
         x = F.relu(self.stem_norm(self.stem_time(self.stem_space(x.transpose(1, 2)))))
         for stage in self.stages:
             for unit in stage:  # type: ignore[attr-defined]
-                x = checkpoint(unit, x, use_reentrant=False) if self.checkpointing and self.training else unit(x)
+                x = recomputed(unit, x) if self.checkpointing and self.training else unit(x)
         x = F.relu(self.last_norm(self.last(x))).mean((2, 3, 4))
         return F.relu(self.hidden(x))
 

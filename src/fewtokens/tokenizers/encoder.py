@@ -64,9 +64,7 @@ class TokenizerEncoder(Encoder):
             times = torch.as_tensor(times, dtype=torch.float64)
             if times.shape[-1] != frames:
                 raise ValueError(f"times must have one value per frame ({frames}), got {times.shape[-1]}")
-            # The time of a cell is that of its first frame.
-            starts = (torch.arange(rows) - int(encoder.first_frame)) * encoder.stride[0] + int(encoder.first_frame)
-            index = torch.arange(windows)[:, None] * length + starts.clamp(min=0)
+            index = torch.arange(windows)[:, None] * length + encoder.first_frames(rows)
             times = times[..., index.flatten().clamp(max=frames - 1)]
         return Grid(windows * rows, H, W, times)
 

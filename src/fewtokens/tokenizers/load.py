@@ -10,6 +10,7 @@ import torch
 from fewtokens.core import files
 from fewtokens.core.checkpoint import SUFFIXES
 from fewtokens.core.hub import from_hub
+from fewtokens.core.method import weights_follow
 from fewtokens.core.plain import conform
 from fewtokens.encoders.devices import pick_device
 from fewtokens.encoders.weights import read_json
@@ -58,13 +59,15 @@ def _load_own(path: Path, content: dict[str, Any], where: str) -> Tokenizer:
     config: _Config = content["config"]
     kind = get_preset(config["preset"]).kind if config["preset"] else Tokenizer
     networks = conform(content.get("networks", {}), dict[str, dict[str, Any]], f"{path / 'config.json'}: networks")
-    with build_from(networks):
+    with build_from(networks), weights_follow():
         tokenizer = kind.from_spec(config["spec"], window=config["window"])
     tokenizer.title = config["preset"]
     tensors, _ = files.load(path / "model.safetensors", "tokenizer")
     files.check_fit(tokenizer.state_dict(), tensors, f"{where}: does not fit {config['spec']!r}")
     tokenizer.load_state_dict(tensors)
-    return tokenizer
+    # Saved in half precision, it has the codes and the fingerprint of that.
+    dtypes = {tensors[name].dtype for name, _ in tokenizer.named_parameters()}
+    return tokenizer.to(dtypes.pop()) if len(dtypes) == 1 else tokenizer
 
 
 def _locate(folder: str | Path) -> Path:

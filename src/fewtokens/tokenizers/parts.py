@@ -51,6 +51,11 @@ class Strided:
         first = int(self.first_frame)
         return first + (grid.T - first) * t, grid.H * y, grid.W * x
 
+    def first_frames(self, rows: int) -> Tensor:
+        """Returns the index of the first frame of each row of cells, int64 [rows]; its time is that of the row."""
+        first = int(self.first_frame)
+        return ((torch.arange(rows) - first) * self.stride[0] + first).clamp(min=0)
+
 
 class VideoEncoder(Strided, Spec, Encoder):
     """The base class of encoders of tokenizers: networks that map frames to one token per cell.
@@ -115,10 +120,7 @@ class VideoEncoder(Strided, Spec, Encoder):
             )
         T, H, W = self.cells(frames, height, width)
         if times is not None:
-            # The time of a cell is that of its first frame.
-            times = torch.as_tensor(times, dtype=torch.float64)
-            t = self.stride[0]
-            times = torch.cat([times[..., :1], times[..., 1::t]], -1) if self.first_frame else times[..., ::t]
+            times = torch.as_tensor(times, dtype=torch.float64)[..., self.first_frames(T)]
         return Grid(T, H, W, times)
 
     def accepted(self) -> str:

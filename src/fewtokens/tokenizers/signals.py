@@ -79,7 +79,11 @@ class SignalTokenizer(Tokenizer):
         return Reconstruction(None, tokens, {**tokens.aux, **self.signal_losses(signal, tokens)})
 
     def _encode(self, frames: Tensor, times: Tensor | None = None) -> Tokens:
-        return self._apply_methods(self.encoder.latents(frames))
+        return self._apply_methods(self._latents(frames))
+
+    def _latents(self, signal: Tensor) -> Tensor:
+        """The latents of a signal; classes, which are integers, are not converted to the dtype of the encoder."""
+        return self.encoder.latents(signal.to(self.encoder.dtype) if signal.is_floating_point() else signal)
 
     def _apply_methods(self, latents: Tensor) -> Tokens:
         """The tokens of latents [B,C,T,H,W] after all methods."""

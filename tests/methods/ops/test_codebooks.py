@@ -78,6 +78,28 @@ def test_unused_entries_restart_near_the_most_used():
     assert not bool(book.count.any())
 
 
+def _restart_in_a_process(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    book = Codebook(40, 4)
+    for _ in range(49):
+        book.restart()
+    book.record(torch.arange(10) + 15 * rank)
+    book.restart()
+    torch.save(book.table.detach(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_all_processes_restart_the_same_entries(tmp_path):
+    """Each process has counted other codes; the tables stay equal, and no entry that any of them used moves."""
+    torch.multiprocessing.spawn(_restart_in_a_process, (str(tmp_path),), 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first, second)
+    torch.manual_seed(0)
+    moved = (first != Codebook(40, 4).table).any(1)
+    assert int(moved.sum()) == 8 and not bool(moved[[*range(10), *range(15, 25)]].any())
+
+
 def test_a_distant_codebook_comes_back():
     torch.manual_seed(0)
     book = Codebook(20, 2)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
+from fewtokens import load_encoder
 from fewtokens.core.tokens import Tokens
 from fewtokens.tokenizers import create_tokenizer, get_preset
 from fewtokens.tokenizers.parts import to_signed
@@ -40,6 +42,20 @@ def test_codes_of_two_streams():
     exchanged = torch.where(keyframe[:, None], tokens.codes, tokenizer.encode(clip.flip(0)).codes)
     decoded = tokenizer.decode(tokens.replace(codes=exchanged))
     assert torch.equal(decoded[:, 0], tokenizer.decode(tokens)[:, 0])
+
+
+@pytest.mark.parametrize("count", [1, 9, 17])
+def test_the_time_of_a_token_is_that_of_its_first_frame(count, tmp_path):
+    tokenizer, clip = build(), synthetic("pan", frames=count, size=(64, 64))
+    # Windows of 9 frames: the slots of the keyframe, and one row for the 8 frames after it.
+    window = [0.0] * 16 + ([1.0] if count > 1 else [])
+    frames = [first + index for first in range(0, count, 9) for index in window]
+    expected = [min(index, count - 1) / 4 for index in frames]
+    if count <= 9:  # windows have no times
+        assert tokenizer.encode(clip.frames, torch.arange(count) / 4).grid.times.tolist() == expected
+    encoder = load_encoder(tokenizer.save_pretrained(tmp_path / "t"), device="cpu")
+    assert encoder.grid(count, 64, 64, torch.arange(count) / 4).times.tolist() == expected
+    assert tokenizer.encode(clip).grid.T == len(window)
 
 
 def test_a_pan_is_decoded_as_one_vector():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core import files
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
@@ -69,10 +68,7 @@ class VqToken(Resampler):
         check_bounds(*self.between)
         self.dim, self.side, self.criterion, self.seed, self.checkpoint = dim, side, criterion, seed, checkpoint
         self.attention = ReferenceAttention(dim, side)
-        if checkpoint is not None and not _is_saved_method(checkpoint):
-            _load_released(self.attention, checkpoint)
-        else:
-            load_weights(self, checkpoint)
+        load_weights(self, checkpoint, released=partial(_load_released, self.attention))
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
@@ -99,14 +95,6 @@ class VqToken(Resampler):
 
     def planned_count(self, grid: Grid) -> int | None:
         return None if self.budget is None else max(self.budget.count(grid), grid.T)
-
-
-def _is_saved_method(path: str | Path) -> bool:
-    try:
-        files.load_header(path, "method")
-    except ValueError:
-        return False
-    return True
 
 
 def _load_released(module: ReferenceAttention, path: str) -> None:

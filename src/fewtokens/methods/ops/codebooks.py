@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 Measure = Literal["euclidean", "cosine", "dot"]
 
@@ -121,6 +121,8 @@ class Codebook(nn.Module):
         self.calls += 1
         if self.calls % _CALLS:
             return
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(self.count)  # each process has counted its own part of the batches
         size = self.table.shape[-2]
         number = max(1, int(_RATIO * size))
         order = self.count.argsort(dim=-1, descending=True, stable=True)
@@ -128,7 +130,7 @@ class Codebook(nn.Module):
         # The least used entry moves to the most used one, and so on.
         unused, dead = order[..., -number:].flip(-1), count[..., -number:].flip(-1) == 0
         source = torch.arange(number, device=order.device) % (count > 0).sum(-1, keepdim=True).clamp(min=1)
-        # All processes of a distributed run sample the same noise.
+        # All processes of a distributed run have the same counts and sample the same noise.
         noise = torch.randn(*unused.shape, self.table.shape[-1], generator=torch.Generator().manual_seed(self.calls))
         table = self.table.float()
         moved = _rows_at(table, order.gather(-1, source)) + _NOISE * noise.to(table.device)

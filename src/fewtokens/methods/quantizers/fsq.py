@@ -60,7 +60,7 @@ class Fsq(Quantizer):
     def quantize(self, features: Tensor, mask: Tensor | None = None) -> Quantized:
         x = project(self.project_in, features).unflatten(-1, (self.groups, -1))
         rounded = self.scalars.quantize(x)
-        codes = self.scalars.codes_to_indices(rounded).long()
+        codes = self.scalars.codes_to_indices(rounded.double()).long()  # float32 is exact up to 2**24 only
         values = straight_through(self._values(codes), rounded)
         return Quantized(project(self.project_out, values.flatten(2)), codes, {})
 

@@ -118,7 +118,7 @@ class HierarchicalFsq(Quantizer):
                 )
                 head = _apply(self.heads[depth], F.silu(torch.cat([hidden[depth], *context], 1)))
                 bounded = self.scalars.quantize(head.movedim(1, -1)[..., None, :])
-                found = self.scalars.codes_to_indices(bounded).long()[..., 0]  # [B,T,H,W]
+                found = self.scalars.codes_to_indices(bounded.double()).long()[..., 0]  # [B,T,H,W]
                 kept = (dropped <= depth)[:, None, None, None]
                 found = found.masked_fill((masks[depth][:, 0] == 0) | ~kept, -1).flatten(1)
                 codes[:, : found.shape[1], depth] = found

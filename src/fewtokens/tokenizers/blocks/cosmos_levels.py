@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Kernel, Three, with_past
 from fewtokens.tokenizers.blocks.cell_attention import CellAttention
+from fewtokens.tokenizers.blocks.pooling import mean_pool3d
 from fewtokens.tokenizers.blocks.residual import ResBlock
 
 # Of the Haar transform: each halves frames, rows and columns.
@@ -58,9 +58,9 @@ class HybridDown(nn.Module):
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         if self.space is not None:
-            x = self.space(x, cache) + F.avg_pool3d(x, (1, 2, 2))
+            x = self.space(x, cache) + mean_pool3d(x, (1, 2, 2))
         if self.time is not None:
-            x = self.time(x, cache) + F.avg_pool3d(with_past(self, x, 1, 2, 2, cache), (2, 1, 1))
+            x = self.time(x, cache) + mean_pool3d(with_past(self, x, 1, 2, 2, cache), (2, 1, 1))
         halved: Tensor = self.out(x, cache)
         return halved
 

@@ -92,9 +92,10 @@ class Carriers(Decoder):
         if tokens.N % T or not bool(tokens.mask.all()):
             raise ValueError(f"{self.name} reads the same number of tokens of each frame, got {tokens.N} of {T} frames")
         x = self.embed(tokens.features.reshape(tokens.B * T, tokens.N // T, -1))
-        x = x + _waves(torch.arange(x.shape[1], device=x.device)[:, None], self.width)
+        x = x + _waves(torch.arange(x.shape[1], device=x.device)[:, None], self.width).to(x.dtype)
         rows = torch.cartesian_prod(torch.arange(H, device=x.device), torch.arange(W, device=x.device)).reshape(-1, 2)
-        rest = torch.cat([self.class_token, mask_token + _waves(rows, self.width), self.register_tokens])
+        patches = mask_token + _waves(rows, self.width).to(x.dtype)
+        rest = torch.cat([self.class_token, patches, self.register_tokens])
         start, x = x.shape[1] + 1, torch.cat([x, rest.expand(len(x), -1, -1)], 1)
         for block in self.stack:
             x = block(x)

@@ -60,9 +60,9 @@ class Triplane(Decoder):
         """The logits of occupancy [B,P] at points [B,P,3] in -1..1."""
         projected = torch.stack([points[..., [0, 1]], points[..., [0, 2]], points[..., [1, 2]]], 1)
         sampled = F.grid_sample(
-            planes.flatten(0, 1), projected.flatten(0, 1)[:, None], padding_mode="border", align_corners=False
+            planes.flatten(0, 1).float(), projected.flatten(0, 1)[:, None], padding_mode="border", align_corners=False
         )
-        logits: Tensor = self.head(sampled[:, :, 0].unflatten(0, (-1, 3)).sum(1).mT)
+        logits: Tensor = self.head(sampled[:, :, 0].unflatten(0, (-1, 3)).sum(1).mT.to(planes.dtype))
         return logits[..., 0]
 
     def forward(self, tokens: Tokens) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any, TypedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.core.plain import conform
@@ -17,6 +16,7 @@ from fewtokens.encoders.load import load_encoder
 from fewtokens.encoders.vit import ViT
 from fewtokens.encoders.vit_encoder import VitEncoder
 from fewtokens.tokenizers.blocks.fixed import Fixed
+from fewtokens.tokenizers.blocks.pooling import resize
 from fewtokens.tokenizers.blocks.saved_networks import saved_config
 from fewtokens.tokenizers.parts import VideoEncoder
 
@@ -131,7 +131,7 @@ class Frozen(VideoEncoder):
         images = x.transpose(1, 2).flatten(0, 1).add(1).div(2)
         size = (H * self.patch, W * self.patch)
         if size != (height, width):
-            images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+            images = resize(images, size)
         rows = hidden_layers(self.model, normalize(images, self.mean, self.std), layers)
         return [row.reshape(B, T, H, W, -1).movedim(-1, 1) for row in rows]
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.tokenizers.blocks.modulation import heads_of
+from fewtokens.tokenizers.blocks.pooling import resize
 from fewtokens.tokenizers.blocks.transformer import VideoTransformer, checked_stride
 from fewtokens.tokenizers.encoders.frozen import Frozen
 from fewtokens.tokenizers.parts import VideoEncoder
@@ -65,9 +66,7 @@ class FrozenVideo(VideoEncoder):
         T, H, W = self.cells(*x.shape[2:])
         frames = x[:, :, self.stride[0] // 2 :: self.stride[0]]
         size = [max(1, round(side * self.patches)) * self.images.patch for side in (H, W)]
-        images = F.interpolate(
-            frames.transpose(1, 2).flatten(0, 1), size, mode="bilinear", antialias=True, align_corners=False
-        )
+        images = resize(frames.transpose(1, 2).flatten(0, 1), size)
         features = self.images.latents(images.unflatten(0, (len(x), T)).transpose(1, 2)).movedim(1, -1)
         features = features + self.widen(self.over_frames(self.narrow(features)))
         cells = F.adaptive_avg_pool2d(features.flatten(0, 1).movedim(-1, 1), (H, W)).movedim(1, -1)

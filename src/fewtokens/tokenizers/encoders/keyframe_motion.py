@@ -61,6 +61,10 @@ class KeyframeMotion(VideoEncoder):
     def pixels(self, grid: Grid) -> tuple[int, int, int]:
         return super().pixels(Grid(grid.T + 1 - self.slots, grid.H, grid.W))
 
+    def first_frames(self, rows: int) -> Tensor:
+        slots = torch.zeros(self.slots, dtype=torch.int64)
+        return torch.cat([slots, super().first_frames(rows - self.slots + 1)[1:]])
+
     def fields(self, frames: Tensor) -> Tensor:
         """The normalized motion vectors [B,T-1,2,H,W] of frames [B,T,3,height,width] in -1..1; without a gradient."""
         with torch.no_grad():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.tokenizers.blocks.causal_conv import Cache, CausalConv3d, Chain, Three, check_counts
 from fewtokens.tokenizers.blocks.levels import level_strides, residual_blocks
+from fewtokens.tokenizers.blocks.pooling import mean_pool3d
 from fewtokens.tokenizers.blocks.residual import ConvNorm
 from fewtokens.tokenizers.parts import VideoEncoder
 
@@ -64,4 +64,4 @@ class MeanPool(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        return F.avg_pool3d(x, self.size)
+        return mean_pool3d(x, self.size)

@@ -124,11 +124,13 @@ class I2World(SignalTokenizer):
             ValueError: poses of another shape.
         """
         B, _, T = latents.shape[:3]
-        poses = latents.new_zeros(B, T, 3) if poses is None else poses.to(latents)
+        poses = torch.zeros(B, T, 3) if poses is None else poses
         if poses.shape != (B, T, 3):
             raise ValueError(f"poses must be [{B},{T},3], got {list(poses.shape)}")
+        # In float32, in which places are exact.
+        poses = poses.to(latents.device, torch.float32)
         cells = poses / poses.new_tensor([*self.encoder.stride[1:], 1])
-        frames = latents.transpose(1, 2)
+        frames = latents.float().transpose(1, 2)
         parts = []
         for back in range(1, _HISTORY + 1):
             before = T - min(back, T)
@@ -136,11 +138,11 @@ class I2World(SignalTokenizer):
                 frames[:, :before].flatten(0, 1), cells[:, :before].flatten(0, 1), cells[:, T - before :].flatten(0, 1)
             )
             parts.append(F.pad(aligned.unflatten(0, (B, before)), (0, 0) * 3 + (T - before, 0)))
-        return torch.cat(parts, 2)
+        return torch.cat(parts, 2).to(latents.dtype)
 
     def _encode(self, frames: Tensor, times: Tensor | None = None) -> Tokens:
         self.encoder.grid(*self.size(frames))
-        latents = self.encoder.latents(frames)
+        latents = self._latents(frames)
         tokens = self._apply_methods(latents)
         assert tokens.codes is not None
         z = latents.flatten(2).mT

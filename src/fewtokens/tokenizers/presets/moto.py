@@ -27,7 +27,8 @@ class Moto(Tokenizer):
         return with_first_frame(super()._encode(frames, times), to_unit(frames[:, 0].to(self.device)))
 
     def _as_stored(self, tokens: Tokens) -> Tokens:
-        return super()._as_stored(tokens).replace(prefix=tokens.prefix)
+        prefix = None if tokens.prefix is None else tokens.prefix.to(self.device)
+        return super()._as_stored(tokens).replace(prefix=prefix)
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, side: Tensor | None = None) -> Tensor:
