@@ -164,7 +164,7 @@ class I2World(SignalTokenizer):
 
     def _detail(self, features: Tensor, codes: Tensor, grid: Grid) -> Tensor:
         """What the second stage adds to tokens [B,N,C]: convolved entries; 0 without a code."""
-        images = features.unflatten(1, (-1, grid.H, grid.W)).flatten(0, 1).movedim(-1, 1)
+        images = features.to(self.encoder.dtype).unflatten(1, (-1, grid.H, grid.W)).flatten(0, 1).movedim(-1, 1)
         detail: Tensor = self.smooth(images).movedim(1, -1).reshape(features.shape)
         return detail.masked_fill(codes < 0, 0)
 
