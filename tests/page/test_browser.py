@@ -270,6 +270,47 @@ def test_a_job_is_shown_and_canceled(tab, client, content, monkeypatch):
     tab.close(client.address)
 
 
+def test_two_changes_at_once_are_one_job_and_then_the_last(tab, client):
+    """The second arrives before the server has answered the first: no error, and the picture is of the last budget."""
+    page = tab.page
+    page.goto(client.address)
+    page.get_by_label("Encoder").select_option("tiny")
+    compare(page)
+    page.evaluate("""() => {
+        const send = window.fetch;
+        window.fetch = async (...words) => { await new Promise(done => setTimeout(done, 200)); return send(...words); };
+        for (const index of [3, 9]) { $("keep").value = index; $("keep").onchange(); }
+    }""")
+    page.get_by_role("heading", name=re.compile("at 25 %")).wait_for()
+    assert page.locator("#error").is_hidden()
+    tab.close(client.address)
+
+
+def test_a_page_that_is_loaded_again_shows_the_job(tab, client, content, monkeypatch):
+    entered, go = threading.Event(), threading.Event()
+    encode = content.bench.encoders["tiny"].forward
+
+    def wait(*words: Any, **named: Any) -> Any:
+        entered.set()
+        go.wait()
+        return encode(*words, **named)
+
+    monkeypatch.setattr(content.bench.encoders["tiny"], "forward", wait)
+    monkeypatch.setattr(content.bench, "_encoded", None)
+    page = tab.page
+    page.goto(client.address)
+    page.get_by_label("Encoder").select_option("tiny")
+    page.get_by_role("button", name="Compare").click()
+    entered.wait()
+    page.reload()
+    page.get_by_role("button", name="Cancel").wait_for()
+    assert page.get_by_role("button", name="Compare").is_disabled()
+    go.set()
+    page.get_by_text(re.compile(r"Done in")).wait_for()
+    assert page.locator("#result").is_visible()
+    tab.close(client.address)
+
+
 def test_the_keyboard_is_enough(tab, client):
     page = tab.page
     page.goto(client.address)

@@ -365,7 +365,7 @@ class TestGuard:
         for path in ("/", "/api/state"):
             assert client("GET", path, host=host).status == 403
 
-    @pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "[::1]:99", "LOCALHOST"])
+    @pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "[::1]:99", "LOCALHOST", "127.0.0.2:7788"])
     def test_names_of_loopback_are_served(self, client, host):
         assert client("GET", "/api/state", host=host).status == 200
 
@@ -395,16 +395,43 @@ class TestGuard:
             client = Client(address)
             for path in ("/", "/?token=wrong", "/api/state", "/api/state?token=s3cret"):
                 assert client("GET", path).status == 401
-            assert client("GET", "/", cookie="fewtokens_token=wrong").status == 401
             reply = client("GET", "/?token=s3cret")
             assert reply.status == 303 and reply.headers["location"] == "/"
             cookie = reply.headers["set-cookie"]
             assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
-            assert client("GET", "/api/state", cookie=cookie.split(";")[0], host="any.example").status == 200
+            pair = cookie.split(";")[0]
+            assert client("GET", "/api/state", cookie=pair, host="any.example").status == 200
+            assert client("GET", "/", cookie=f"{pair[:-1]}x").status == 401
+            # Cookies of other programs on this machine, also invalid ones, and that of another page.
+            others = f'a={{"x": 1}}; fewtokens_0={pair.partition("=")[2][::-1]}'
+            assert client("GET", "/", cookie=f"{others}; {pair}").status == 200
+            assert client("GET", "/", cookie=others).status == 401
+        other = create_app(content, "another")
+        assert not cookie.startswith(other.cookie)
+
+    def test_the_name_that_the_user_gave_is_served(self, content):
+        from fewtokens.page.app import Server, bind, create_app
+
+        with (
+            bind("127.0.0.1", 0) as listener,
+            Server(create_app(content, None, "mine"), listener).in_thread() as address,
+        ):
+            client = Client(address)
+            assert client("GET", "/", host="Mine:80").status == client("GET", "/", host="localhost").status == 200
+            assert client("GET", "/", host="mine.example").status == 403
 
     def test_hosts_and_addresses(self):
         assert [host_name(host) for host in ("a:1", "[::1]:80", "[::1]", "A")] == ["a", "[::1]", "[::1]", "a"]
         assert is_loopback("127.3.0.1") and is_loopback("::1") and not is_loopback("0.0.0.0")
+        assert not is_loopback("localhost") and not is_loopback("")
+
+
+class TestWorkbench:
+    def test_selectors_of_frames_are_refused_at_the_start(self, bench):
+        from fewtokens.page.workbench import Workbench
+
+        with pytest.raises(ValueError, match="uniform_frames selects frames, but the page compares"):
+            Workbench(bench.encoders, ["uniform_frames(keep=0.5) | tome"])
 
 
 class TestCommand:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -146,6 +148,19 @@ def test_parameters_and_time():
     measured = latency(layer, torch.rand(2, 10), repeats=5)
     assert 0 < measured.low <= measured.median <= measured.high
     assert measured.repeats == 5
+    times = iter([0.001, 0.02])
+    two = latency(lambda x: time.sleep(next(times)), torch.rand(1), repeats=2, warm_up=0)
+    assert 0 < two.low < two.median < two.high  # not outside the two times
+
+
+def test_attention_with_named_arguments():
+    """`scaled_dot_product_attention` accepts its tensors by name."""
+    q = torch.rand(2, 3, 5, 4)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    expected = count_operations(attention, q, q, q)
+    assert expected.macs == 2 * (2 * 3 * 5 * 5 * 4)
+    assert count_operations(lambda x: attention(query=x, key=x, value=x), q) == expected
+    assert count_operations(lambda x: attention(x, x, value=x), q) == expected
 
 
 def test_activation_memory():
@@ -153,6 +168,8 @@ def test_activation_memory():
     network = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
     bytes_saved = activation_bytes(network, torch.rand(10, 8))
     assert bytes_saved == 10 * 64 * 4
+    with torch.inference_mode():
+        assert activation_bytes(network, torch.rand(10, 8)) == bytes_saved
     with torch.device("meta"):
         same = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
     assert activation_bytes(same, torch.empty(10, 8, device="meta")) == bytes_saved

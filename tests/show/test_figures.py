@@ -6,11 +6,12 @@ import ast
 import math
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from fewtokens.core import registry
 from fewtokens.show import Clip, canvas, draw_comparison, draw_sheet, method_color, method_styles, write_overlay
@@ -101,6 +102,29 @@ class TestComparison:
         assert texts[0] == "Title"
         assert {"input", "tome", "random"} <= set(texts)
         assert "96 cells" in " ".join(texts)
+
+    def test_five_results_fit_their_columns(self, tmp_path, monkeypatch):
+        """No text is wider than its column, and the legend is not below the card."""
+        drawn: list[tuple[float, float, float]] = []
+        text = ImageDraw.ImageDraw.text
+
+        def note(pen, xy, words, *args, font, **options):
+            drawn.append((xy[0], xy[0] + font.getlength(words), xy[1]))
+            return text(pen, xy, words, *args, font=font, **options)
+
+        monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
+        clip = clips()[0]
+        result = replace(clip.results[0], name="a_long_name_of_a_method(keep=0.1)", frames=clip.frames)
+        many = replace(clip, frames=clip.frames[:, :, :18], results=[result] * 5)
+        path = draw_comparison(many, tmp_path / "a.png")
+        with Image.open(path) as image:
+            height = image.height
+        column = (1660 - 60 - 5 * 10) // 6
+        assert all(y < height - 30 for *_, y in drawn)
+        for number in range(6):
+            left = 30 + number * (column + 10)
+            inside = [right for x, right, y in drawn if left <= x < left + column and y > 120]
+            assert inside and max(inside) <= left + column
 
     def test_errors(self, tmp_path):
         clip = clips()[1]

@@ -122,7 +122,7 @@ def page(
             # Otherwise it would end the process before uploads are removed.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
-                Server(create_app(content, token), listener).serve_forever()
+                Server(create_app(content, token, host), listener).serve_forever()
             except KeyboardInterrupt:
                 log.print("stopped; uploaded clips are removed")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import shutil
 import socket
@@ -84,6 +85,7 @@ class Page:
     def _compare(self, job: Job, path: Path, request: Comparing) -> dict[str, Any]:
         comparison = self.bench.compare(job, path, request)
         pictures = Pictures(comparison)
+        job.report("drawing", 2, 2)  # the last chance to cancel
         self.pictures[job.id] = pictures
         while len(self.pictures) > _KEPT:
             old, _ = self.pictures.popitem(last=False)
@@ -111,12 +113,13 @@ class Page:
         return folder / file if (folder / file).exists() else pictures.write(file, folder)
 
 
-def create_app(page: Page, token: str | None) -> Guard:
+def create_app(page: Page, token: str | None, host: str = "localhost") -> Guard:
     """Returns the ASGI application.
 
     Args:
         page: what it serves.
         token: required of every request; None on loopback.
+        host: the name at which the page is opened.
     """
     # The pages of documentation that FastAPI adds load scripts from other hosts.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -135,7 +138,9 @@ def create_app(page: Page, token: str | None) -> Guard:
 
     @app.exception_handler(OSError)
     async def failed(_: Request, error: OSError) -> JSONResponse:
-        return JSONResponse({"error": f"cannot write: {error.strerror or error}"}, 507)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return JSONResponse({"error": f"cannot write: {error.strerror}"}, 507)
+        return JSONResponse({"error": " ".join(str(error).split())}, 500)
 
     @app.get("/")
     def index() -> HTMLResponse:
@@ -186,7 +191,7 @@ def create_app(page: Page, token: str | None) -> Guard:
         stem = Path(page.find(name).comparison.name).stem
         return FileResponse(path, filename=f"{stem}-{file}", content_disposition_type="attachment")
 
-    return Guard(app, token=token, uploads=_UPLOADS)
+    return Guard(app, token=token, uploads=_UPLOADS, host=host)
 
 
 class Server(uvicorn.Server):

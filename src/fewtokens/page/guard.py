@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
+from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -19,8 +19,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_COOKIE = "fewtokens_token"
 # Bytes of a request that is not an upload.
 _MAX_BODY = 65_536
 _HEADERS = {
@@ -39,10 +37,14 @@ class Guard:
         app: the application.
         token: required of every request, as `?token=` once, then as a cookie; None on loopback.
         uploads: path of uploads, whose size the application limits.
+        host: the name at which the user opens the page, in addition to localhost and addresses of loopback.
     """
 
-    def __init__(self, app: Any, *, token: str | None, uploads: str) -> None:
+    def __init__(self, app: Any, *, token: str | None, uploads: str, host: str = "localhost") -> None:
         self.app, self.token, self.uploads = app, token, uploads
+        self.names = {"localhost", host.lower()}
+        # Cookies are shared by all ports of a host, so each server has its own.
+        self.cookie = f"fewtokens_{sha256((token or '').encode()).hexdigest()[:12]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,7 +72,7 @@ class Guard:
     def _check(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, list[tuple[bytes, bytes]]]:
         """Returns status, text and headers of a refusal; status 0 if the request is answered."""
         host = headers.get("host", "")
-        if self.token is None and host_name(host) not in LOOPBACK:
+        if self.token is None and host_name(host) not in self.names and not is_loopback(host_name(host).strip("[]")):
             return 403, "open this page as http://127.0.0.1 or http://localhost, with its port", []
         if headers.get("sec-fetch-site") == "cross-site" and scope["path"] != "/":
             return 403, "this page answers no requests of other sites", []
@@ -84,14 +86,13 @@ class Guard:
             return 0, "", []
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if scope["path"] == "/" and given and self._is_token(given):
-            cookie = f"{_COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+            cookie = f"{self.cookie}={self.token}; HttpOnly; SameSite=Strict; Path=/"
             return 303, "", [(b"location", b"/"), (b"set-cookie", cookie.encode())]
-        try:
-            stored = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
-        except CookieError:
-            stored = None
-        if stored is not None and self._is_token(stored.value):
-            return 0, "", []
+        # Not by http.cookies, which stops at the first cookie that is not valid, such as one of another program.
+        for pair in headers.get("cookie", "").split(";"):
+            name, _, value = pair.strip().partition("=")
+            if name == self.cookie and self._is_token(value):
+                return 0, "", []
         return 401, "open the address with ?token= that fewtokens page printed", []
 
     def _is_token(self, text: str) -> bool:
@@ -106,5 +107,8 @@ def host_name(host: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach an IP address."""
-    return ipaddress.ip_address(address).is_loopback
+    """Whether this is an IP address that only this machine can reach; False for names, which anyone can register."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False

@@ -141,6 +141,13 @@ class Workbench:
             name: list(dict.fromkeys([*specs, *select_specs("all", encoder)])) for name, encoder in encoders.items()
         }
         self._encoded: Encoded | None = None
+        for spec in specs:
+            for method in registry.build(spec):
+                if method.stage == "frames":
+                    raise ValueError(
+                        f"{spec}: {method.name} selects frames, but the page compares methods on the same frames; "
+                        "compare selectors with fewtokens bench"
+                    )
 
     def check(self, request: Request) -> None:
         """Raises ValueError if the request names an encoder or a spec that is not offered, or an invalid budget."""

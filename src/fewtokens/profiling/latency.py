@@ -35,7 +35,7 @@ def latency(run: Callable[..., Any], *inputs: Tensor, repeats: int = 7, warm_up:
         for _ in range(warm_up):
             run(*inputs)
         times = timings(lambda: run(*inputs), repeats, inputs[0].device)
-    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    quartiles = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else [times[0]] * 3
     return Latency(statistics.median(times), quartiles[0], quartiles[2], repeats)
 
 

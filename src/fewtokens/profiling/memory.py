@@ -16,6 +16,8 @@ def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:
 
     Also works on meta tensors. Each storage counts once.
     """
+    with torch.inference_mode(False):  # tensors of inference mode cannot be kept
+        inputs = tuple(value.clone() if value.is_inference() else value for value in inputs)
     # Storages are identified by object, because those on the meta device have no address.
     excluded = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers(), *inputs)}
     saved: dict[int, tuple[Tensor, int]] = {}
@@ -26,7 +28,11 @@ def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:
             saved[storage._cdata] = (value, storage.nbytes())
         return value
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value),
+    ):
         out = model(*inputs)
         del out
     return sum(size for _, size in saved.values())

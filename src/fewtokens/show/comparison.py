@@ -56,7 +56,9 @@ def draw_comparison(
     rebuilt = any(result.frames is not None for result in clip.results)
     rows = len(indices) + rebuilt
     text = caption or clip.describe()
-    if not rebuilt:  # otherwise it stands next to the rebuilt frames
+    legend = [wrap(part, column - 8, _TEXT) for part in _LEGEND]
+    beside = rebuilt and 31 * sum(map(len, legend)) + 6 * len(legend) <= size[0]
+    if not beside:
         text = " ".join([text, *_LEGEND])
     lines = wrap(text, width - 2 * _MARGIN, _TEXT)
     head = 78 + 32 * len(lines) + 14
@@ -74,18 +76,20 @@ def draw_comparison(
         y = top + row * (size[0] + _GAP)
         card.paste(thumbnail(clip.frames[index], size), (_MARGIN, y))
         _tag(pen, (_MARGIN, y), clip.caption(index))
-    if rebuilt:
+    if beside:  # next to the rebuilt frames
         y = top + len(indices) * (size[0] + _GAP)
-        for text in _LEGEND:
-            for line in wrap(text, column - 8, _TEXT):
+        for part in legend:
+            for line in part:
                 pen.text((_MARGIN, y), line, fill=SOFT, font=font(_TEXT))
                 y += 31
             y += 6
     for number, result in enumerate(clip.results, start=1):
         x = _MARGIN + number * (column + _GAP)
         pen.rounded_rectangle((x, head + 8, x + 20, head + 28), radius=5, fill=method_color(result.name))
-        pen.text((x + 30, head), result.name, fill=INK, font=_fitting(result.name, column - 30))
-        pen.text((x, head + 42), result.facts(", "), fill=SOFT, font=font(_TEXT))
+        name, face = _fitting(result.name, column - 30, _NAME)
+        pen.text((x + 30, head), name, fill=INK, font=face)
+        facts, face = _fitting(result.facts(", "), column, _TEXT)
+        pen.text((x, head + 42), facts, fill=SOFT, font=face)
         regions = overlay(clip.frames, result.tokens)[indices]
         for row, region in enumerate(regions):
             card.paste(thumbnail(region, size), (x, top + row * (size[0] + _GAP)))
@@ -96,10 +100,14 @@ def draw_comparison(
     return save_png(card, path)
 
 
-def _fitting(text: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The largest font of at most `_NAME`, and at least 14, in which the text fits into the width."""
-    sizes = range(_NAME, 14, -1)
-    return next((font(size) for size in sizes if font(size).getlength(text) <= width), font(14))
+def _fitting(text: str, width: int, largest: int) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
+    """The text with the largest font of at most this size, and at least 14, in which it fits; else it is cut."""
+    for size in range(largest, 13, -1):
+        if font(size).getlength(text) <= width:
+            return text, font(size)
+    while font(14).getlength(f"{text}…") > width and text:
+        text = text[:-1]
+    return f"{text}…", font(14)
 
 
 def _tag(pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str) -> None:

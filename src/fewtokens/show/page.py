@@ -7,6 +7,7 @@ import html
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from importlib.resources import files as resources
 from pathlib import Path
@@ -61,9 +62,9 @@ def write_data(clips: Sequence[dict[str, Any]], path: str | Path, *, title: str,
     # A script element ends at the first "</script".
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     template = resources("fewtokens.show").joinpath("page.html").read_text(encoding="utf-8")
-    page = template.replace("{{title}}", html.escape(title)).replace("{{note}}", html.escape(note))
-    page = page.replace("{{data}}", data)
-    write_text(path, page)
+    values = {"title": html.escape(title), "note": html.escape(note), "data": data}
+    # In one pass, so that a name such as "{{data}}.mp4" stays text.
+    write_text(path, re.sub(r"\{\{(title|note|data)\}\}", lambda match: values[match[1]], template))
     return Path(path)
 
 

@@ -178,8 +178,11 @@ def pad_log_axis(axis: Any, values: Sequence[float]) -> None:
     """Limits and ticks of a logarithmic axis: at least a factor of four wide, with numbers that are written out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    low, high = min(values), max(values)
-    factor = max(1.25, 2 / math.sqrt(high / low)) if low > 0 else 1.25
+    positive = [value for value in values if value > 0]  # others have no place on this axis
+    if not positive:
+        return
+    low, high = min(positive), max(positive)
+    factor = max(1.25, 2 / math.sqrt(high / low))
     axis.set_xlim(low / factor, high * factor)
     steps = (1, 2, 5) if high / low < 200 else (1,)
     axis.xaxis.set_major_locator(LogLocator(subs=steps))

@@ -55,7 +55,7 @@ def test_the_time_of_a_token_is_that_of_its_first_frame(count, tmp_path):
         assert tokenizer.encode(clip.frames, torch.arange(count) / 4).grid.times.tolist() == expected
     encoder = load_encoder(tokenizer.save_pretrained(tmp_path / "t"), device="cpu")
     assert encoder.grid(count, 64, 64, torch.arange(count) / 4).times.tolist() == expected
-    assert tokenizer.encode(clip).grid.T == len(window)
+    assert len(window) == tokenizer.encode(clip).grid.T
 
 
 def test_a_pan_is_decoded_as_one_vector():
