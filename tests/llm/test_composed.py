@@ -210,6 +210,28 @@ class TestEmbedding:
         with pytest.raises(ValueError, match="cannot be loaded as a causal language model"):
             build_video_llm(parts / "vit", parts / "vit", device="cpu")
 
+    def test_positions_of_a_prompt_with_frames_are_refused(self, parts):
+        model = build(parts, "token_dynamics(keep=4)")
+        inputs = batch(model)
+        with pytest.raises(ValueError, match="leave out position_ids in prompts with a video"):
+            model(**inputs, position_ids=torch.arange(inputs["input_ids"].shape[1])[None].expand(3, -1))
+
+    def test_a_mask_of_none_is_none(self, parts):
+        model = build(parts, "token_dynamics(keep=4)")
+        inputs = batch(model, 1)
+        expected = model(input_ids=inputs["input_ids"], pixel_values_videos=inputs["pixel_values_videos"])
+        given = model(
+            input_ids=inputs["input_ids"], attention_mask=None, pixel_values_videos=inputs["pixel_values_videos"]
+        )
+        assert torch.equal(given.logits, expected.logits)
+        ids = model.generate(
+            inputs["input_ids"],
+            attention_mask=None,
+            pixel_values_videos=inputs["pixel_values_videos"],
+            max_new_tokens=2,
+        )
+        assert ids.shape[0] == 1
+
 
 class Items(torch.utils.data.Dataset):
     def __init__(self, model: ComposedVideoLLM) -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from fewtokens.llm import BACKENDS, Session, attach, backend_of, compress_inputs
+from fewtokens.llm import BACKENDS, Session, attach, backend_of, compress, compress_inputs
 from fewtokens.llm.backends import base as backend_module
 from fewtokens.llm.backends.base import backend_class
 from fewtokens.llm.interface import cache_of, layer_cache, unsupported, unwrap
 from fewtokens.llm.layers.hooks import language_model
 from fewtokens.llm.layers.streams import check_layers
+from tests.llm import families
 from tests.llm.test_compress import generate, logits_of
 from tests.llm.tiny import FAMILIES, prompt, tiny
 
@@ -223,3 +224,36 @@ def _done(value):
     future = torch.futures.Future()
     future.set_result(value)
     return future
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen3_omni_moe"])
+def test_sound_apart_from_a_video(family):
+    """Positions depend on the length of the sound, which the thinkers of Qwen-Omni take as a mask of its features."""
+    model, one = families.build(family), families.prompt(family, ("text", 4), ("video", 4), ("text", 3))
+    config, inputs = model.config, dict(one.inputs)
+    count = 5 if family == "qwen2_5_omni" else 3
+    end = getattr(config, "audio_end_token_id", 6)
+    sound = torch.tensor([[config.audio_start_token_id, *[config.audio_token_id] * count, end, 7]])
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], sound], 1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs.pop("mm_token_type_ids", None)
+    frames = 20
+    inputs["input_features"] = torch.randn(1, config.audio_config.num_mel_bins, frames)
+    inputs["feature_attention_mask"] = torch.ones(1, frames, dtype=torch.int64)
+    with torch.no_grad():
+        expected = model(**inputs).logits[0, -3:]
+        full = compress(model, inputs, "")
+        torch.testing.assert_close(model(**full.inputs).logits[0, -3:], expected, atol=1e-4, rtol=1e-4)
+        short = compress(model, inputs, "kmeans(keep=3)")
+        assert model(**short.inputs).logits.isfinite().all()
+    # The axes of time, height and width; the first of four is the number of the column.
+    places = [each.inputs["position_ids"][-3:, 0, -1] for each in (short, full)]
+    assert torch.equal(*places)
+
+
+def test_types_of_tokens_that_placeholders_do_not_tell_apart():
+    """Videos of GLM-4V have the placeholder of images."""
+    one = families.prompt("glm4v", ("text", 4), ("video", 4), ("text", 3))
+    inputs = {name: value for name, value in one.inputs.items() if name != "mm_token_type_ids"}
+    with pytest.raises(ValueError, match="pass mm_token_type_ids, which its processor returns"):
+        compress(families.build("glm4v"), inputs, "kmeans(keep=3)")

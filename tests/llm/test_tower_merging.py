@@ -13,6 +13,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm import attach, compress
+from tests.llm import families
 from tests.llm import tiny as tiny_models
 from tests.llm.test_tower_patches import MERGE, PACKED, STEPS, blocks_of, encode, example, grid_of, stock_rows, tower_of
 from tests.llm.tiny import batch, prompt, ready, tiny
@@ -328,6 +329,47 @@ def test_images_with_a_video_in_one_tower():
     one = prompt("qwen3_vl", ("text", 2), ("image",), ("video", STEPS), ("text", 2))
     short = compress(tiny("qwen3_vl"), one.inputs, "tome_in_encoder(keep=0.5)", items=one.items)
     assert short.tokens[0].N == STEPS * 3
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "vipllava"])
+def test_rows_of_earlier_blocks_are_averaged(family, monkeypatch):
+    """DeepStack, and features of several layers side by side, are of patches that were not all merged yet."""
+    from fewtokens.llm.tower_merging import TowerMerging
+
+    seen: list[Tensor] = []
+    plan = TowerMerging.plan
+
+    def record(self: TowerMerging, frames: slice, rows: Any) -> Any:
+        seen.extend(rows)
+        return plan(self, frames, rows)
+
+    monkeypatch.setattr(TowerMerging, "plan", record)
+    model, one = families.build(family), families.prompt(family, ("text", 3), ("video", 4), ("text", 3))
+    with torch.no_grad():
+        short = compress(model, one.inputs, "tome_in_encoder(r=1)", items=one.items)
+    assignment = short.tokens[0].assignment[0]
+    packed = short.inputs["mm_encoder_outputs"]
+    (outputs,) = packed.values()
+    features = outputs.pooler_output
+    found = [torch.cat(list(features)).flatten(0, -2), *(layer for layer in outputs.get("deepstack_features") or ())]
+    found = [torch.cat(list(part)) if isinstance(part, list) else part for part in found]
+    assert len(found) == len(seen)
+    unequal = 0
+    for rows, out in zip(seen, found, strict=True):
+        for token in range(len(out)):
+            own = rows[assignment == token]
+            unequal += int(not torch.equal(own, own[:1].expand_as(own)))
+            torch.testing.assert_close(out[token], own.mean(0), rtol=1e-5, atol=1e-6)
+    assert unequal
+
+
+def test_a_prompt_with_images_alone_is_left_whole():
+    """Also of families whose images are tiles, and that take videos as images."""
+    for family in ("llava", "llava_next"):
+        one = families.prompt(family, ("text", 4), ("image",), ("text", 3))
+        with torch.no_grad():
+            short = compress(families.build(family), one.inputs, "tome_in_encoder(r=1)", items=one.items)
+        assert short.inputs["input_ids"].shape == one.inputs["input_ids"].shape
 
 
 def test_hooks_are_removed():

@@ -328,7 +328,8 @@ class ComposedVideoLLM(nn.Module):
         if cells == 1:
             return inputs
         repeats = torch.where(marked, cells, 1).flatten()
-        columns = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels") if name in inputs}
+        names = ("input_ids", "attention_mask", "labels")
+        columns = {name: inputs[name] for name in names if inputs.get(name) is not None}
         expanded = {name: v.flatten().repeat_interleave(repeats).reshape(len(ids), -1) for name, v in columns.items()}
         return inputs | expanded
 
@@ -377,7 +378,8 @@ class ComposedVideoLLM(nn.Module):
 
         Args:
             input_ids: int64 [B,L]; `VIDEO_MARKER` stands for the video of a prompt, once or once for each of its rows.
-            attention_mask, position_ids, labels: [B,L].
+            attention_mask, labels: [B,L].
+            position_ids: [B,L]; only without frames or cells, whose tokens have their own positions.
             mm_encoder_outputs: features of the videos, as `compress` returns them.
             inputs: pixel_values_videos uint8 [B,T,3,H,W] and video_times [B,T], or video_cells [B,S,C] (of `cells`),
                 their video_grid and, if methods read cues of the encoder, video_cues, [B,S] or [B,S,c] by name (of
@@ -390,6 +392,8 @@ class ComposedVideoLLM(nn.Module):
         optional = columns | {"mm_encoder_outputs": mm_encoder_outputs}
         prompt = inputs | {"input_ids": input_ids} | {name: v for name, v in optional.items() if v is not None}
         if any(prompt.get(name) is not None for name in VIDEO_INPUTS):
+            if position_ids is not None:
+                raise ValueError("leave out position_ids in prompts with a video; see the argument positions instead")
             prompt = self.compress(prompt).inputs
         if labels is not None:
             prompt.setdefault("use_cache", False)

@@ -3,7 +3,8 @@
 After each block the methods decide for every frame which of its tokens to merge or drop, and the next block receives
 only what is left. A token is a group of patches that becomes one row of the language model; groups are merged member by
 member. Outside the blocks each patch has the features of its token, so the tower, its projector and the grid stay as
-they are; the rows of a token are equal, and one of them reaches the language model.
+they are; the rows of a token are equal, and one of them reaches the language model. Families that also read earlier
+blocks (DeepStack, or several layers side by side) have rows from before a merge, which differ: then it is their mean.
 
 Some towers attend within windows, except in a few blocks (Qwen2.5-VL). There the methods act on each window instead of
 each frame, also after blocks that attend to whole frames, so a token never stands for cells of two windows. The budget
@@ -100,8 +101,13 @@ class TowerMerging:
         self._keys: Tensor | None = None
         self._before_mlp: Tensor | None = None
 
-    def plan(self, frames: slice) -> Plan:
+    def plan(self, frames: slice, rows: Sequence[Tensor]) -> Plan:
         """The reduction of some of the frames, which form a video, as a plan for their cells; B is 1.
+
+        Args:
+            frames: the frames.
+            rows: what the language model reads of their cells, [n,D] each. The rows of a token are copied if they are
+                equal, else averaged.
 
         Raises:
             CannotSkipError: the tower has not run.
@@ -121,10 +127,10 @@ class TowerMerging:
         names, rank = own[used].unique(return_inverse=True)
         dest = torch.full_like(own, -1)
         dest[used] = rank
-        # Cells of a token have equal rows, so any of them may be copied.
         cell = used.nonzero().squeeze(1)
         copied = dest.new_full((len(names),), len(dest)).scatter_reduce(0, rank, cell, "amin")
-        plan = Plan(dest.new_tensor([len(names)]), len(names), dest[None], copied[None])
+        equal = all(torch.equal(values[copied[rank]], values[cell]) for values in rows)
+        plan = Plan(dest.new_tensor([len(names)]), len(names), dest[None], copied[None] if equal else None)
         grid = Grid(frames.stop - frames.start, H, W)
         return plan.sort_by_position(Tokens.from_cells(torch.zeros(1, grid.cells, 1, device=dest.device), grid))
 

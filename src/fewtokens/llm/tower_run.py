@@ -115,6 +115,7 @@ class TowerRun:
 
     Args:
         groups: the images and videos, from the rows [n,D] of the entries and the prompt of each row, int64 [sum of n].
+        only_images: whether the prompt is known to have no video.
 
     Attributes:
         choice: which patches are encoded; None for all.
@@ -128,10 +129,12 @@ class TowerRun:
         prompt: dict[str, Any],
         methods: TowerMethods,
         groups: Callable[[list[Tensor], Tensor], Groups],
+        *,
+        only_images: bool = False,
     ) -> None:
         self._arguments = backend, model, modality, prompt
         # Images are not reduced; some families take videos as images.
-        has_videos = modality == "video" or backend.needs_items
+        has_videos = modality == "video" or (backend.needs_items and not only_images)
         self.groups, self._methods = groups, methods if has_videos else TowerMethods()
         self.choice: PatchChoice | None = None
         self._merging: TowerMerging | None = None
@@ -140,7 +143,7 @@ class TowerRun:
     def encode(self) -> Any:
         """Returns the output of the encoder.
 
-        Rows of patches that are not encoded have no meaning; rows of merged patches are equal.
+        Rows of patches that are not encoded have no meaning; rows of merged patches are equal, but for DeepStack.
 
         Warns if patches cannot be left out.
 
@@ -189,8 +192,10 @@ class TowerRun:
         if self._merging is not None:
             frames = 0
             for visual in visuals:
-                assert visual.grid is not None
-                plan = self._merging.plan(slice(frames, frames + visual.grid.T))
+                assert visual.grid is not None and visual.layout is not None
+                cells = visual.layout.cells(visual.features.device)
+                rows = [values[cells] for values in (visual.features, *visual.deepstack)]
+                plan = self._merging.plan(slice(frames, frames + visual.grid.T), rows)
                 index = torch.arange(plan.num_slots, device=plan.count.device)[None]
                 same = Plan(plan.count, plan.num_slots, index, index)
                 # One plan for all methods together.

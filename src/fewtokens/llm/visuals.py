@@ -95,9 +95,9 @@ def encode_visuals(
         # Where videos are images in a row, the entries of an encoder belong to either.
         kinds = MODALITIES if modality == "image" and backend.needs_items else (modality,)
         of_tower = {name for kind in kinds for name in needs.get(kind, ())}
-        run = TowerRun(
-            backend, model, modality, prompt, methods, partial(_groups, backend, model, modality, prompt, items)
-        )
+        grouping = partial(_groups, backend, model, modality, prompt, items)
+        only_images = items is not None and all(kind == "image" for row in items for kind, _ in row)
+        run = TowerRun(backend, model, modality, prompt, methods, grouping, only_images=only_images)
         with backend.recording(model, modality, prompt, of_tower, rule or AttentionRule()) as set_cues:
             outputs = run.encode()
         entries = backend.entries(model, outputs)

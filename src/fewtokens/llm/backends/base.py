@@ -461,12 +461,25 @@ class Backend:
             return (mask.long().cumsum(1) - 1).clamp(min=0)[None]
         token_types = prompt.get("mm_token_type_ids")
         if token_types is None:
-            token_types = sum(
-                (ids == self.placeholders(model, modality)[0]).long() * token_type
-                for token_type, modality in enumerate(MODALITIES, start=1)
-            )
+            token_types = self._token_types(model, prompt)
         inputs = prompt | {"input_ids": ids, "mm_token_type_ids": token_types, "attention_mask": mask}
         return base.get_rope_index(**rope_inputs(base.get_rope_index, inputs))[0]
+
+    def _token_types(self, model: Any, prompt: dict[str, Any]) -> Tensor:
+        """The kind of each column by its placeholder, int64 [B,L]: 0 for text, then as in `MODALITIES`.
+
+        Raises:
+            ValueError: placeholders do not tell images and videos apart.
+        """
+        ids = prompt["input_ids"]
+        types = torch.zeros_like(ids)
+        for token_type, modality in enumerate(MODALITIES, start=1):
+            columns = ids == self.placeholders(model, modality)[0]
+            given = any(prompt.get(name) is not None for name in self.pixel_inputs[modality])
+            if given and (not bool(columns.any()) or bool(types[columns].any())):
+                raise ValueError(f"{self.name}: pass mm_token_type_ids, which its processor returns")
+            types = torch.where(columns & (types == 0), token_type, types)
+        return types
 
     def default_positions(self, model: Any) -> str:
         """The default for `positions`, see `compress`."""

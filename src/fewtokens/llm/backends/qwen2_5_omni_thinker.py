@@ -19,8 +19,11 @@ class Qwen25OmniThinker(Backend):
             raise ValueError(
                 f"{self.name}: the rows of a video alternate with those of its audio; pass use_audio_in_video=False"
             )
-        seconds = prompt.get("video_second_per_grid")
-        return super().original_positions(model, prompt | {"second_per_grids": seconds}, mask)
+        lengths, features = prompt.get("audio_feature_lengths"), prompt.get("feature_attention_mask")
+        if lengths is None and features is not None:
+            lengths = features.sum(1)
+        named = {"second_per_grids": prompt.get("video_second_per_grid"), "audio_seqlens": lengths}
+        return super().original_positions(model, prompt | named, mask)
 
     def consumed(self, model: Any) -> set[str]:
         return super().consumed(model) | {"video_second_per_grid"}
