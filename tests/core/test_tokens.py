@@ -128,6 +128,31 @@ class TestApply:
         again = Plan.keep(torch.arange(60).expand(2, -1) % 3 == 0)
         assert_same_tokens(kept.apply(again), tokens.apply(keep.then(again)), 0)
 
+    def test_means_and_copies_of_groups_do_not_compose(self):
+        """The composite would average tokens that the first plan never copied."""
+        copies = Plan(torch.tensor([2]), 2, torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 2]]))
+        means = Plan(torch.tensor([1]), 1, torch.tensor([[0, 0]]))
+        for first, second in ((copies, means), (Plan(torch.tensor([4]), 4, torch.arange(4)[None]), copies)):
+            with pytest.raises(ValueError, match="a plan of means and one that copies"):
+                first.then(second)
+        # A plan that only drops or reorders copies every token that it keeps.
+        kept = Plan.keep(torch.tensor([[True, False, True, True]]))
+        tokens = Tokens.from_cells(torch.randn(1, 4, 3), Grid(4, 1, 1))
+        merge = Plan(torch.tensor([2]), 2, torch.tensor([[0, 1, 1]]))
+        expected = tokens.apply(kept).apply(merge)
+        torch.testing.assert_close(tokens.apply(kept.then(merge)).features, expected.features)
+
+    def test_a_batch_in_which_one_video_keeps_all_cells_has_no_full_grid(self):
+        tokens = Tokens.from_cells(torch.randn(2, 4, 3), Grid(4, 1, 1))
+        kept = tokens.apply(Plan.keep(torch.tensor([[True, True, False, False], [True] * 4])))
+        assert not kept.has_full_grid() and kept[1].has_full_grid() and tokens.has_full_grid()
+        padded = Tokens.from_cells(torch.randn(2, 4, 3), Grid(4, 1, 1, lengths=torch.tensor([4, 2])))
+        assert padded.has_full_grid()
+
+    def test_no_videos_of_a_batch(self):
+        tokens = Tokens.from_cells(torch.randn(2, 4, 3), Grid(4, 1, 1, lengths=torch.tensor([4, 2])))
+        assert tokens[[]].B == 0 and tokens[0:0].grid.lengths.tolist() == []
+
     def test_from_assignment_recovers_the_plan(self):
         """Other tensors can be moved by the combined plan of several steps."""
         tokens = clip()

@@ -304,6 +304,17 @@ class TestEveryMethod:
         limit = 0.25 if method.name in ROUNDING_CASCADES else 0.05
         assert float(error.norm() / expected.features.detach().norm()) < limit
 
+    def test_autocast_changes_no_decision(self, spec):
+        """Methods without parameters compute in float32 also inside mixed-precision training."""
+        method, tokens = build(spec), sample(spec)
+        if method.learned:
+            pytest.skip("has parameters")
+        expected = run_method(method, tokens, blocks=1)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = run_method(build(spec), tokens, blocks=1)
+        assert torch.equal(out.assignment, expected.assignment)
+        assert torch.equal(out.features, expected.features)
+
     def test_autocast(self, spec):
         """As in mixed-precision training, parameters stay in float32 and products do not."""
         with torch.autocast("cpu", torch.bfloat16):

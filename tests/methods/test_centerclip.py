@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import fewtokens
 from fewtokens.core import registry
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.clustering.centerclip import CenterClip, k_medoids, spectral_rows
@@ -97,3 +98,9 @@ class TestSpectral:
 def test_kept_cells(spec, cells):
     (method,) = registry.build(spec)
     assert method(wave(2, 4, 4, 6)).cell[0].tolist() == cells
+
+
+def test_segments_of_one_token():
+    method = fewtokens.create_method("centerclip", keep=1.0, frames=1, algorithm="spectral")
+    tokens = Tokens.from_cells(torch.randn(1, 4, 1, 1, 8))
+    assert torch.equal(method(tokens).features, tokens.features)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+import fewtokens
 from fewtokens.core import registry
+from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.frame_fusion import FrameFusion
 from tests.helpers import naive
 from tests.helpers.clips import clip
@@ -47,3 +50,15 @@ def test_thresholds_against_loops(value, seed):
     """In the form timed by the speed benchmark."""
     tokens, x = naive.video(T=7, seed=seed)
     naive.assert_same_tokens(registry.build(f"frame_fusion({value})")[0](tokens), naive.frame_fusion(x, value))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tokens_of_another_method(seed):
+    """After merging, tokens may precede each other in circles; after dropping, more than the budget begin a chain."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, 1, 1, 1, 32, generator=generator) + 0.5 * torch.randn(1, 6, 4, 4, 32, generator=generator)
+    tokens = Tokens.from_cells(x)
+    merged = fewtokens.create_method("tome", keep=0.4)(tokens)
+    assert fewtokens.create_method("frame_fusion")(merged).check().N <= merged.N
+    dropped = fewtokens.create_method("evs", keep=0.5)(tokens)
+    assert fewtokens.create_method("frame_fusion", keep=16)(dropped).check().count.tolist() == [16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fewtokens
 from fewtokens.core import registry
 from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
@@ -76,3 +77,20 @@ class TestRlt:
 
 def test_run_method_passes_the_cues():
     assert run_method(Rlt(), clip()).N > 0
+
+
+def test_chunks_of_videos_of_different_lengths():
+    """Cells past the end of a video belong to no run."""
+    method = fewtokens.create_method("rlt")
+    pixels = torch.rand(2, 24, 2, 3, generator=torch.Generator().manual_seed(0)).round()
+    features, lengths = torch.randn(2, 24, 4), torch.tensor([6, 4])
+    whole = method(Tokens.from_cells(features, Grid(6, 2, 2, lengths=lengths)), pixels=pixels)
+    state, parts = None, []
+    for start, own in ((0, None), (3, torch.tensor([3, 1]))):
+        cells = slice(4 * start, 4 * start + 12)
+        part = Tokens.from_cells(features[:, cells], Grid(3, 2, 2, lengths=own))
+        out, state = method.step(part, state, pixels=pixels[:, cells])
+        parts.append(out)
+    joined = method.join(parts)
+    assert torch.equal(joined.assignment, whole.assignment)
+    assert joined.sizes.sum(1).tolist() == whole.sizes.sum(1).tolist() == [24, 16]

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import fewtokens
 from fewtokens.core.batch import collate
+from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.scissor import Scissor, _Passes
 from fewtokens.methods.ops.search import find_threshold
@@ -87,3 +89,12 @@ def test_scissor():
     out = run_spec("scissor(0.5)", waves(6, 5, 5))
     assert int(out.count[0]) == 8
     assert sum_and_square_sum(out) == pytest.approx([5.9504, 28.7818], abs=1e-3)
+
+
+def test_the_gradient_includes_the_representative():
+    """The output is a mean, also of the representative: the gradients of a sum add up to one per token left."""
+    x = (torch.randn(1, 8, 1, dtype=torch.float64) * 0.01 + 1).expand(-1, -1, 4).clone().requires_grad_(True)
+    out = fewtokens.create_method("scissor", tau=0.5)(Tokens.from_cells(x, Grid(2, 2, 2)))
+    assert out.N == 1 and out.features.dtype == torch.float64
+    out.features[..., 0].sum().backward()
+    torch.testing.assert_close(float(x.grad.sum()), 1.0)

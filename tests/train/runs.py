@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 from fewtokens import networks as models
 from fewtokens.train.loop import Report, fit
 from fewtokens.train.objectives import Classification
+from fewtokens.train.optimizer import unshard
 from fewtokens.train.processes import end_process
 from fewtokens.train.settings import Settings
 from fewtokens.train.stopping import Stopped
@@ -101,12 +103,14 @@ def main() -> None:
         return {"zero": 0.0}
 
     try:
-        _, report = run(out, evaluate=evaluate, **changes)
+        model, report = run(out, evaluate=evaluate, **changes)
     except Stopped as stopped:
         # Both processes print: a line and its end in one write, which those of the other process cannot split.
         sys.stdout.write(json.dumps({"message": str(stopped), "code": stopped.code}) + "\n")
         end_process()
+    unshard(model)
     if dist.get_rank() == 0:
+        model.save_pretrained(Path(out) / "model")
         print(json.dumps({"steps": report.steps, "loss": report.metrics[0]["loss"], **shards}))
     end_process()
 

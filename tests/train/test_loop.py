@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
+from fewtokens import networks as models
 from fewtokens.core import files
 from fewtokens.train import checkpoint, loop
+from fewtokens.train.loop import fit
 from fewtokens.train.optimizer import make_optimizer
 from fewtokens.train.settings import PRESETS, Settings, make_recipe, parse_setting
 from tests.train.runs import network, run, settings
@@ -289,9 +292,105 @@ def test_sharded_over_two_processes(tmp_path):
     model = network()
     expected = {f"model.{name}": value.shape for name, value in model.state_dict().items()}
     assert {name: value.shape for name, value in tensors.items() if name.startswith("model.")} == expected
-    assert any(name.startswith("ema.") for name in tensors)
+    saved = models.load(tmp_path / "model").state_dict()  # as every trainer saves its network
+    averages = {name.removeprefix("ema."): value for name, value in tensors.items() if name.startswith("ema.")}
+    assert averages and all(torch.equal(saved[name], value) for name, value in averages.items())
     again = launch(tmp_path, 2, shard=True, steps=4)
     assert again["loss"] == result["loss"]
+
+
+class Tokens(Dataset):
+    """Samples with different numbers of answers."""
+
+    counts = (1, 2, 8, 16)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, key):
+        generator = torch.Generator().manual_seed(key[1])
+        labels = torch.randn(16, generator=generator)
+        return {"x": torch.randn(16, 8, generator=generator), "y": labels, "n": self.counts[key[1]]}
+
+
+def mean_over_tokens(model, batch, generator):
+    real = torch.arange(16) < batch["n"][:, None]
+    return (model(batch["x"])[..., 0] - batch["y"])[real].square().mean(), {}
+
+
+def collate_counts(samples):
+    return {name: torch.stack([torch.as_tensor(sample[name]) for sample in samples]) for name in samples[0]}
+
+
+def fit_line(out, *, dtype=torch.float32, model=None, objective=mean_over_tokens, **changes):
+    torch.manual_seed(0)
+    model = nn.Linear(8, 1).to(dtype) if model is None else model
+    values = {"steps": 3, "batch": 4, "lr": 0.5, "optimizer": "sgd", "workers": 0, "ema": 0.0, "clip": 0.0}
+    fit(model, objective, Tokens(), Settings(**(values | changes)), out, collate=collate_counts, device="cpu")
+    return model
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_parts_of_a_batch_count_by_the_tokens_of_their_loss(tmp_path, accumulate):
+    def objective(*words):
+        return mean_over_tokens(*words)
+
+    objective.weight = lambda batch: int(batch["n"].sum())
+    whole = fit_line(tmp_path / "a")
+    parts = fit_line(tmp_path / "b", objective=objective, accumulate=accumulate)
+    torch.testing.assert_close(parts.weight, whole.weight)
+    unweighted = fit_line(tmp_path / "c", accumulate=accumulate)
+    assert not torch.allclose(unweighted.weight, whole.weight, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_parameters_in_half_precision_are_trained_in_float32(tmp_path, precision):
+    """An update below the spacing of bfloat16 is not lost; the result is rounded once."""
+    changes = {"optimizer": "adamw", "lr": 1e-4, "steps": 60, "weight_decay": 0.0, "precision": precision}
+    half = fit_line(tmp_path / "half", dtype=torch.bfloat16, **changes)
+    torch.manual_seed(0)
+    full = fit_line(tmp_path / "full", model=nn.Linear(8, 1).bfloat16().float(), **changes)
+    assert half.weight.dtype == torch.bfloat16
+    assert torch.equal(half.weight, full.weight.bfloat16())
+    tensors, _ = checkpoint.read(tmp_path / "half" / "state.safetensors")
+    assert tensors["model.weight"].dtype == torch.float32
+
+
+def test_the_precision_of_a_run_ends_with_it(tmp_path):
+    model = fit_line(tmp_path / "a", precision="bf16")
+    assert model(torch.randn(2, 8)).dtype == torch.float32 and "forward" not in vars(model)
+    dtypes = []
+    model.register_forward_hook(lambda module, args, out: dtypes.append(out.dtype))
+    fit_line(tmp_path / "b", model=model, precision="no")
+    assert {*dtypes} == {torch.float32}
+
+
+def test_a_gradient_that_is_not_finite_is_an_error(tmp_path):
+    """Not a checkpoint that cannot be read."""
+
+    def objective(model, batch, generator):
+        loss, numbers = mean_over_tokens(model, batch, generator)
+        if len(calls) == 1:
+            loss = loss + (loss * 0).sqrt()  # 0, with an infinite gradient
+        calls.append(loss)
+        return loss, numbers
+
+    calls = []
+    with pytest.raises(ValueError, match="the gradient is not finite at step 2"):
+        fit_line(tmp_path, objective=objective, clip=1.0, save_every=1)
+    assert checkpoint.read(tmp_path / "state.safetensors")[1]["step"] == 1
+
+
+def test_frozen_parts_do_not_change(tmp_path):
+    """Batch norms of frozen parts neither update their statistics nor use those of the batch."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(16), nn.Dropout(0.5)), nn.Linear(8, 1))
+    model[0].requires_grad_(False)
+    before = {name: value.clone() for name, value in model[0].state_dict().items()}
+    modes = []
+    model[0].register_forward_hook(lambda module, args, out: modes.append([part.training for part in module]))
+    fit_line(tmp_path, model=model)
+    assert all(torch.equal(value, before[name]) for name, value in model[0].state_dict().items())
+    assert modes and not any(map(any, modes))
 
 
 def test_sharding_in_one_process_is_refused(tmp_path):

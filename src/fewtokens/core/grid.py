@@ -43,7 +43,7 @@ class Grid:
             object.__setattr__(self, "times", self.times.detach().to("cpu", torch.float64))
         if self.lengths is not None:
             lengths = self.lengths.detach().to("cpu", torch.int64)
-            if lengths.ndim != 1 or not len(lengths) or lengths.min() < 1 or lengths.max() > self.T:
+            if lengths.ndim != 1 or bool(((lengths < 1) | (lengths > self.T)).any()):
                 raise ValueError(f"lengths must be [B] with values in 1..{self.T}, got {lengths.tolist()}")
             object.__setattr__(self, "lengths", lengths)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +146,15 @@ class Method(Spec, nn.Module):
 
     def __call__(self, tokens: Tokens, **cues: Any) -> Tokens:
         self._check_inputs(tokens, cues)
-        return super().__call__(tokens, **cues)
+        with self._precision(tokens):
+            return super().__call__(tokens, **cues)
+
+    def _precision(self, tokens: Tokens) -> AbstractContextManager[Any]:
+        """Autocast is for networks: in bfloat16, a method without parameters would decide differently."""
+        kind = tokens.device.type
+        if self.learned or not torch.is_autocast_enabled(kind):
+            return nullcontext()
+        return torch.autocast(kind, enabled=False)
 
     def check_initialized(self) -> None:
         """Checks that the constructor called `super().__init__()`.
@@ -282,7 +290,7 @@ class Reducer(Method):
     @final
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:
         self._check_inputs(tokens, cues)
-        with torch.no_grad():
+        with torch.no_grad(), self._precision(tokens):
             return self.plan(tokens, **cues)
 
     @final  # type: ignore[misc]

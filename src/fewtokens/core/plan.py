@@ -171,7 +171,8 @@ class Plan:
         """Composes this plan with a later one; both must be hard. Means are computed in one step.
 
         Raises:
-            ValueError: a plan is soft, or has shares or sizes.
+            ValueError: a plan is soft, or has shares or sizes, or one averages groups and the other copies one token of
+                each.
         """
         if self.dest is None or later.dest is None:
             raise ValueError("soft plans cannot be composed; apply them in sequence")
@@ -181,6 +182,10 @@ class Plan:
         representative = None
         if self.representative is not None and later.representative is not None:
             representative = self.representative.gather(1, later.representative)
+        elif any(plan._copies_groups() for plan in (self, later)):
+            raise ValueError(
+                "a plan of means and one that copies a token of each group cannot be composed; apply them in sequence"
+            )
         dropped: Dropped = "held" if "held" in (self.dropped, later.dropped) else "lost"
         return Plan(later.count, later.num_slots, dest, representative, dropped=dropped)
 
@@ -191,6 +196,12 @@ class Plan:
         order = position_order(self.move(tokens.positions, sizes), self.mask)
         copies = None if self.representative is None else self.representative.gather(1, order)
         return replace(self, dest=compose_assignment(order.argsort(dim=1), self.dest), representative=copies)
+
+    def _copies_groups(self) -> bool:
+        """Whether it replaces groups by one of their tokens; False where that cannot be read at no cost."""
+        if self.representative is None or self.dest is None or not readable(self.dest):
+            return False
+        return bool(((self.dest >= 0).sum(1) > self.count).any())
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -224,7 +235,8 @@ class Plan:
         wide = values.dtype if values.dtype == torch.float64 else torch.float32
         if self.weights is not None:
             blocks = split_blocks(values.to(wide), self.block_weights.shape[3])
-            return (self.block_weights.to(wide) @ blocks).flatten(1, 2).to(values.dtype)
+            with torch.autocast(values.device.type, enabled=False):
+                return (self.block_weights.to(wide) @ blocks).flatten(1, 2).to(values.dtype)
         assert self.dest is not None
         if self.representative is not None:
             return self.copy(values)

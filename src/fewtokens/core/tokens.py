@@ -259,7 +259,9 @@ class Tokens:
         if self.grid.cells != self.N:
             return False
         index = torch.arange(self.N, device=self.device)
-        return bool(((self.assignment == index) | ~self.mask).all())
+        # A video may have kept its first cells and dropped the others.
+        every = torch.equal(self.mask, self.grid.cell_mask(self.B, self.device))
+        return every and bool(((self.assignment == index) | ~self.mask).all())
 
     def require_full_grid(self, caller: str) -> Tokens:
         """Returns these tokens if there is one per cell. While compiling, only the number of tokens is checked.

@@ -17,6 +17,7 @@ from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, listing_input
 from fewtokens.train.loop import Progress, Report, fit
 from fewtokens.train.objectives import Classification
+from fewtokens.train.optimizer import unshard
 from fewtokens.train.settings import Recipe
 
 
@@ -85,6 +86,8 @@ def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path |
     """
     classes = len(training.classes)
     if models.is_saved(name):
+        if start is not None:
+            raise ValueError(f"{name} is a trained network, which needs no image network to start from; omit --init")
         model = models.load(name)
         if model.config.num_classes != classes:
             model = _new_head(model, classes, recipe.head_bias)
@@ -177,12 +180,9 @@ def train_classifier(
         report.broken = list(dict.fromkeys([*report.broken, *broken]))
     from accelerate import PartialState
 
-    if recipe.shard:
-        # The checkpoint has gathered the sharded parameters, which requires all processes.
-        _save_from_state(model, out, recipe, _meta(training, recipe, report.scores, held_out))
-    elif PartialState().is_main_process:
-        model.save_pretrained(out / "model", **_meta(training, recipe, report.scores, held_out))
+    unshard(model)
     if PartialState().is_main_process:
+        model.save_pretrained(out / "model", **_meta(training, recipe, report.scores, held_out))
         draw_curves(report.metrics, out / "curves.png", title=f"Classification, {report.steps} steps")
     return report
 
@@ -203,19 +203,3 @@ def _meta(training: Listing, recipe: Recipe, scores: dict[str, float], held_out:
             "scores": scores,
         },
     }
-
-
-def _save_from_state(model: models.Model, out: Path, recipe: Recipe, meta: dict[str, Any]) -> None:
-    from accelerate import PartialState
-
-    from fewtokens.train import checkpoint
-
-    if not PartialState().is_main_process:
-        return
-    tensors, _ = checkpoint.read(out / "state.safetensors")
-    part = "ema." if recipe.ema else "model."
-    state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    state |= {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
-    full = type(model)(model.config)
-    full.load_state_dict(state)
-    full.save_pretrained(out / "model", **meta)

@@ -53,7 +53,11 @@ from fewtokens.train.stopping import Break, Signals, Stopped
 
 
 class Objective(Protocol):
-    """A function to minimize."""
+    """A function to minimize.
+
+    Its loss is a mean over the samples of a batch, unless it has a function `weight(batch)`: the number of what it is a
+    mean of, such as the tokens of all answers. Parts of a batch, and those of several processes, count by it.
+    """
 
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], generator: torch.Generator
@@ -109,7 +113,8 @@ def fit(
     """Trains a network in place.
 
     Args:
-        model: a network in any dtype; its `checkpointing` is set if requested.
+        model: a network in any dtype; its `checkpointing` is set if requested. Parameters in half precision are trained
+            in float32 and rounded at the end.
         objective: the loss.
         data: indexed by (epoch, index), with a length. Batches are dicts; "broken" lists files that could not be read,
             and a batch with nothing else is skipped.
@@ -182,6 +187,8 @@ class _Run:
         self.sums: dict[str, float] = {}
         self.counted = 0
         self.checked = False
+        # The dtype of each parameter that had another one.
+        self.dtypes: dict[str, torch.dtype] = {}
         self._prepare()
 
     def _prepare(self) -> None:
@@ -192,6 +199,7 @@ class _Run:
             model.checkpointing = True  # type: ignore[assignment]
         model.to(self.device)
         freeze(model, settings)
+        self._widen()
         if settings.shard:
             shard(model, settings.precision, self.device.type)
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -201,12 +209,33 @@ class _Run:
         self.average = Average(self.names, self.parameters, settings.ema)
         self.optimizer = make_optimizer(model, settings)
         wrapped: Any = model
+        self.own_forward = {name: value for name, value in vars(model).items() if name == "forward"}
         if settings.compile:
             wrapped = torch.compile(wrapped)
         if settings.shard:
             self.wrapped_model = wrapped
         else:
+            # accelerate replaces the function `forward` of the network by one under autocast.
             self.wrapped_model, self.optimizer = self.accelerator.prepare(wrapped, self.optimizer)
+
+    def _widen(self) -> None:
+        """Converts parameters in half precision to float32, in which small updates are not lost.
+
+        Frozen ones stay as they are if autocast converts what they are used with.
+        """
+        every = self.settings.precision == "no" or self.settings.shard
+        for name, parameter in self.network.named_parameters():
+            if parameter.dtype in (torch.float16, torch.bfloat16) and (parameter.requires_grad or every):
+                self.dtypes[name] = parameter.dtype
+                parameter.data = parameter.data.float()
+
+    def _train_mode(self) -> None:
+        """Training mode, but for parts that are frozen: they neither drop values nor update statistics."""
+        self.wrapped_model.train()
+        for module in self.network.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
 
     @property
     def _torch_optimizer(self) -> torch.optim.Optimizer:
@@ -233,6 +262,11 @@ class _Run:
                 f"out of memory at step {self.step + 1}; use a smaller batch, or a larger accumulate, which computes "
                 f"it in parts. {self._last_checkpoint()}"
             ) from None
+        finally:
+            # Otherwise the network would run in the precision of this run from now on.
+            for name in ("forward", "_original_forward"):
+                vars(self.network).pop(name, None)
+            vars(self.network).update(self.own_forward)
         self._check_signals()
         self.metrics.finish()
         broken = self._finish(self.out)
@@ -260,7 +294,7 @@ class _Run:
         per_epoch = max(1, round(self.items / settings.batch))
         save_every = settings.save_every or per_epoch
         eval_every = max(1, round(settings.eval_every * per_epoch)) if settings.eval_every else 0
-        self.wrapped_model.train()
+        self._train_mode()
         if self.due:
             self._score()
             self._save(again=True)
@@ -306,9 +340,10 @@ class _Run:
             messages += check_inputs(head.get("inputs"), self.inputs, self.out)
             extra = checkpoint.restore(tensors, state, self.network, self._torch_optimizer, self.average.values)
             if self.accelerator.scaler is not None and "scale" in extra:
-                self.accelerator.scaler.load_state_dict(
-                    {**self.accelerator.scaler.state_dict(), "scale": float(extra["scale"])}
-                )
+                saved: dict[str, Any] = {"scale": float(extra["scale"])}
+                if "growth" in extra:
+                    saved["_growth_tracker"] = int(extra["growth"])
+                self.accelerator.scaler.load_state_dict({**self.accelerator.scaler.state_dict(), **saved})
             self.step = self.saved_step = head["step"]
             self.scores, self.due = head["scores"], head.get("due", False)
             self.sums, self.counted = head["sums"], head["counted"]
@@ -348,6 +383,7 @@ class _Run:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(combine_seeds(seed, 1))
         sizes = [_batch_size(batch) for batch in parts]
+        fractions = self._fractions(parts, sizes)
         numbers: dict[str, float] = {}
         for index, (batch, size) in enumerate(zip(parts, sizes, strict=True)):
             last = index == len(parts) - 1
@@ -359,7 +395,7 @@ class _Run:
                 )
             with self._no_sync(not last), accelerator.autocast():
                 loss, metrics = self.objective(self.wrapped_model, _to_device(batch, self.device), generator)
-                fraction = size / sum(sizes)
+                fraction = fractions[index]
                 accelerator.backward(loss * fraction)
             for name, value in {"loss": loss, **metrics}.items():
                 numbers[name] = numbers.get(name, 0.0) + float(value.detach()) * fraction
@@ -373,7 +409,14 @@ class _Run:
             self._check_gradients()
         if settings.clip:
             norm = self._clip(settings.clip)
-            numbers["grad_norm"] = norm
+            if math.isfinite(norm):
+                numbers["grad_norm"] = norm
+            elif accelerator.scaler is None or not accelerator.scaler.is_enabled():
+                raise ValueError(
+                    f"the gradient is not finite at step {step + 1}; lower lr, or use precision=no. "
+                    f"{self._last_checkpoint()}"
+                )
+            # Otherwise the scaler skips this step and lowers its scale.
         rate = settings.lr_at(step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
@@ -381,6 +424,19 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(step)
         return numbers
+
+    def _fractions(self, parts: list[dict[str, Any]], sizes: list[int]) -> list[float]:
+        """The weight of each part in the loss of the batch, see `Objective`."""
+        weigh = getattr(self.objective, "weight", None)
+        if weigh is None:
+            return [size / max(1, sum(sizes)) for size in sizes]
+        weights = [weigh(part) if size else 0 for part, size in zip(parts, sizes, strict=True)]
+        total, count = float(sum(weights)), 1
+        if not self.single_process:
+            # Gradients are averaged over the processes.
+            count = self.accelerator.num_processes
+            total = float(self.accelerator.reduce(torch.tensor(total, device=self.device), "sum"))
+        return [weight * count / max(1.0, total) for weight in weights]
 
     def _no_sync(self, enabled: bool) -> Any:
         """Skips the synchronization of gradients, which only the last part of a batch needs."""
@@ -408,7 +464,7 @@ class _Run:
             with self.signals.interruptible(), torch.no_grad(), self.accelerator.autocast():
                 scores = self.evaluate(self.network)
         finally:
-            self.network.train()
+            self._train_mode()
             self.average.swap(trained_weights)
         self.scores, self.due = scores, False
         self._log(self.step, scores)
@@ -447,6 +503,8 @@ class _Run:
         extra = {}
         if self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled():
             extra["scale"] = torch.tensor(self.accelerator.scaler.get_scale())
+            # The number of steps since the scale last changed, after which it grows.
+            extra["growth"] = torch.tensor(self.accelerator.scaler.state_dict()["_growth_tracker"])
         if self.enlarged:
             extra["enlarged"] = torch.tensor(sorted(self.enlarged))
         tensors = checkpoint.collect_state(self.network, self._torch_optimizer, self.average.values, extra)
@@ -482,6 +540,9 @@ class _Run:
     def _finish(self, out: Path) -> list[str]:
         """Puts the averaged weights in the network; returns the errors of unreadable files, from all processes."""
         self.average.swap()
+        for name, parameter in self.network.named_parameters():
+            if name in self.dtypes and not self.settings.shard:
+                parameter.data = parameter.data.to(self.dtypes[name])
         self.network.eval()
         broken = self._all_broken()
         if self.is_main and broken:

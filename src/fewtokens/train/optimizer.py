@@ -30,6 +30,19 @@ def shard(model: nn.Module, precision: str, device: str) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
+@torch.no_grad()
+def unshard(model: nn.Module) -> None:
+    """Replaces sharded parameters by full ones on the CPU, for saving; called by all processes, after training."""
+    full: dict[int, nn.Parameter] = {}  # parameters may be shared
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if hasattr(parameter, "full_tensor"):
+                if id(parameter) not in full:
+                    value = parameter.full_tensor().cpu()
+                    full[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+                module._parameters[name] = full[id(parameter)]
+
+
 def freeze(model: nn.Module, settings: Settings) -> None:
     """Freezes the parts with rate 0.
 

@@ -33,6 +33,7 @@ from fewtokens.show.strips import draw_strips
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import footage_input
 from fewtokens.train.loop import Progress, Report, fit
+from fewtokens.train.optimizer import unshard
 from fewtokens.train.pretraining_presets import PretrainingRecipe
 from fewtokens.train.settings import plain
 
@@ -199,6 +200,7 @@ def pretrain(
     )
     from accelerate import PartialState
 
+    unshard(model)
     if PartialState().is_main_process:
         details = {"objective": recipe.objective, "size": recipe.size, "seed": recipe.seed, "steps": report.steps}
         model.save_pretrained(out / "model", trained={**details, "scores": report.scores})

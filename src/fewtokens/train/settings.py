@@ -221,10 +221,11 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "on JFT).",
     },
     "imagenet_scratch": {
-        "epochs": 90, "batch": 4096, "optimizer": "adam", "lr": 5e-3, "weight_decay": 0.3, "schedule": "linear",
+        "epochs": 90, "batch": 4096, "optimizer": "adamw", "lr": 5e-3, "weight_decay": 0.3, "schedule": "linear",
         "lr_end": 1e-5, "warmup": 10000, "size": 224, "area": (0.05, 1.0), "loss": "sigmoid", "head_bias": -10.0,
         "precision": "bf16",
-        "note": "the only released configuration (B/16, version 1.1, 16 tokens at 9); no accuracy was published",
+        "note": "the only released configuration (B/16, version 1.1, 16 tokens at 9); no accuracy was published; "
+                "the Adam of flax decays weights as AdamW",
     },
     "kinetics": {
         "epochs": 30, "batch": 64, "optimizer": "sgd", "lr": 0.05, "weight_decay": 0.0, "warmup": 1 / 12,

@@ -25,7 +25,7 @@ from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input
 from fewtokens.train.loop import Evaluate, Progress, Report, fit
 from fewtokens.train.settings import Settings
-from fewtokens.train.video_llm import MAX_NEW_TOKENS, make_collate
+from fewtokens.train.video_llm import MAX_NEW_TOKENS, count_answer_tokens, make_collate
 
 FILE = "summary_tokens.safetensors"
 
@@ -138,6 +138,9 @@ def memory_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective: cross-entropy of the answers, read through the memory."""
     return model(**batch), {}
+
+
+memory_loss.weight = count_answer_tokens  # type: ignore[attr-defined]
 
 
 def train_summary_tokens(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from fewtokens.tokenizers.tokenizer import Tokenizer
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, footage_input
 from fewtokens.train.loop import Progress, Report, fit
+from fewtokens.train.optimizer import unshard
 from fewtokens.train.settings import plain
 from fewtokens.train.tokenizer_losses import Discriminator, Perceptual, adaptive_weight, pixel_loss
 from fewtokens.train.tokenizer_recipe import TokenizerRecipe, build_tokenizer
@@ -94,8 +96,9 @@ class ReconstructionObjective:
             nothing = torch.stack([parameter.sum() for parameter in discriminator.parameters()]).sum() * 0
             return torch.zeros_like(nothing), nothing
         loss = discriminator.generator_loss(decoded)
-        last = [parameter for parameter in self.tokenizer.decoder.parameters() if parameter.requires_grad][-1]
-        weight = self.recipe.gan_weight * adaptive_weight(reconstruction, loss, last)
+        # The weight of the last layer, not its bias; the frames if the decoder is frozen.
+        weights = [p for p in self.tokenizer.decoder.parameters() if p.requires_grad and p.ndim > 1]
+        weight = self.recipe.gan_weight * adaptive_weight(reconstruction, loss, weights[-1] if weights else decoded)
         return weight * loss, discriminator.own_loss(decoded, target, self.recipe.lecam)
 
     def finish(self) -> None:
@@ -116,7 +119,7 @@ class FixedClips:
 
     def __init__(self, data: PairData, num_clips: int, out: Path) -> None:
         order = torch.randperm(len(data.items), generator=torch.Generator().manual_seed(data.seed))
-        fixed = PairData(data.items, data.pairing, seed=data.seed + _FIXED)
+        fixed = PairData(data.items, replace(data.pairing, repeats=1), seed=data.seed + _FIXED)
         samples = (fixed[index] for index in order.tolist())
         clips = islice((sample for sample in samples if sample.frames is not None), num_clips)
         self.frames: Tensor = collate_pairs(list(clips))["frames"][:num_clips]
@@ -229,6 +232,7 @@ def train_tokenizer(
             "largest possible one; use fsq, a codebook with restarts, or a larger entropy weight",
             stacklevel=2,
         )
+    unshard(model)
     if PartialState().is_main_process:
         details = {"clip": [recipe.frames, recipe.size, recipe.size], "seed": recipe.seed, "steps": report.steps}
         model.save_pretrained(out / "tokenizer", trained={**details, "scores": report.scores})

@@ -18,12 +18,13 @@ from torch.utils.data import Dataset
 
 from fewtokens.data.qa_sets import Conversation
 from fewtokens.evaluation.videoqa import normalize
-from fewtokens.llm.chat import check_question, collate_turns, encode_turns
+from fewtokens.llm.chat import IGNORE_INDEX, check_question, collate_turns, encode_turns
 from fewtokens.llm.composed import ComposedVideoLLM
 from fewtokens.llm.pixels import square_frames
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, files_input, plain_input
 from fewtokens.train.loop import Evaluate, Objective, Progress, Report, fit
+from fewtokens.train.optimizer import unshard
 from fewtokens.train.settings import Settings
 from fewtokens.video import read
 
@@ -151,6 +152,14 @@ def answer_loss(
     return model(**batch).loss, {}
 
 
+def count_answer_tokens(batch: dict[str, Any]) -> int:
+    """The number of tokens that the loss of a batch is the mean of."""
+    return int((batch["labels"] != IGNORE_INDEX).sum())
+
+
+answer_loss.weight = count_answer_tokens  # type: ignore[attr-defined]
+
+
 def add_lora(model: ComposedVideoLLM, rank: int, alpha: int | None = None) -> None:
     """Adds low-rank adapters (arXiv 2106.09685, from peft) to every linear layer of the language model.
 
@@ -211,6 +220,7 @@ def train_video_llm(
     )
     from accelerate import PartialState
 
+    unshard(model)
     if PartialState().is_main_process:
         model.save_pretrained(Path(out) / "model", **meta)
         draw_curves(report.metrics, Path(out) / "curves.png", title=f"Video language model, {report.steps} steps")

@@ -123,7 +123,9 @@ def spectral_rows(x: Tensor, real: Tensor, k: Tensor, neighbors: int, sigma: flo
     linked = torch.zeros_like(distance, dtype=torch.bool).scatter_(2, index, near.isfinite())
     linked = linked | linked.transpose(1, 2)
     near = near[..., 1:]
-    if sigma is None:
+    if sigma is None and not near.shape[2]:  # one token
+        scale = torch.ones(len(x), 1, 1, device=x.device)
+    elif sigma is None:
         # The median of the finite distances: the lower one of an even number, 1 if there are none.
         finite = near.isfinite().flatten(1).sum(1)
         middle = near.flatten(1).sort(dim=1).values.gather(1, ((finite - 1) // 2).clamp(min=0)[:, None])

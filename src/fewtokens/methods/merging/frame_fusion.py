@@ -8,6 +8,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.bipartite import merge_to
 from fewtokens.methods.ops.temporal import compare_with_previous, cosine
 
 
@@ -22,7 +23,8 @@ class FrameFusion(Reducer):
         similarity: cosine from which tokens merge, in [-1, 1]. Default: 0.6, as in the paper.
         keep: budget in place of `similarity`, a fraction of the cells (float), a count (int) or "8/frame": the number
             of chains, cut where consecutive tokens are least similar. The first frame always starts one chain per
-            position, so at least one frame.
+            position, so at least one frame. More chains may begin after a method that has dropped tokens; the most
+            similar pairs of their tokens are merged.
     """
 
     paper = "FrameFusion: Combining Similarity and Importance for Video Token Reduction, arXiv 2501.01986"
@@ -41,6 +43,9 @@ class FrameFusion(Reducer):
 
     def plan(self, tokens: Tokens) -> Plan:
         similar, has_previous = compare_with_previous(cosine, tokens.features, tokens)
+        # After a method that merges, tokens of several frames may precede each other.
+        previous = tokens.previous_frame_index().clamp(min=0)
+        has_previous = has_previous & (tokens.positions[..., 0].gather(1, previous) < tokens.positions[..., 0])
         similar = similar.masked_fill(~has_previous, -2)
         if self.budget is None:
             begins = similar < (0.6 if self.similarity is None else self.similarity)
@@ -48,8 +53,12 @@ class FrameFusion(Reducer):
             order = similar.masked_fill(~tokens.mask, torch.inf).argsort(dim=1, stable=True)
             begins = order.argsort(dim=1) < self.counts(tokens)[:, None]
         own = torch.arange(tokens.N, device=tokens.device).expand_as(begins)
-        first = torch.where(begins | ~has_previous, own, tokens.previous_frame_index().clamp(min=0))
+        first = torch.where(begins | ~has_previous, own, previous)
         # Each token points to its predecessor; pointer jumping until all point to the start of their chain.
         while bool((first.gather(1, first) != first).any()):
             first = first.gather(1, first)
-        return Plan.group(first.masked_fill(~tokens.mask, -1), tokens, tokens.N)
+        plan = Plan.group(first.masked_fill(~tokens.mask, -1), tokens, tokens.N)
+        if self.budget is not None and not tokens.has_full_grid():
+            # Tokens whose predecessor was dropped begin chains of their own, perhaps too many.
+            plan = plan.then(merge_to(tokens.apply(plan), self.counts(tokens), self.planned_counts(tokens)))
+        return plan

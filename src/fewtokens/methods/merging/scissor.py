@@ -22,6 +22,7 @@ from fewtokens.methods.ops.components import (
     spanning_edges,
 )
 from fewtokens.methods.ops.groups import packs
+from fewtokens.methods.ops.resample import to_float32
 from fewtokens.methods.ops.search import find_threshold
 
 _ROUNDING = 1e-6
@@ -81,19 +82,24 @@ class Scissor(Method):
         # The mean of the representative and its tokens, each with weight one.
         assert plan.dest is not None
         ones = torch.ones_like(tokens.sizes)
-        count = plan.parts(ones)[1][..., None]
-        mean = plan.move(tokens.features.float())
-        center = plan.move(take_rows(representatives.features, nearest))
+        count, features = plan.parts(ones)[1][..., None], to_float32(tokens.features)
+        mean = plan.move(features)
+        center = plan.move(take_rows(representatives.center(features, tokens.sizes), nearest))
         features = (mean * count + center) / (count + 1)
         out = replace(out, features=features.masked_fill(~out.mask[..., None], 0).to(tokens.features.dtype))
         return out if self.budget is None else out.apply(merge_to(out, target))
 
 
 class _Representatives(NamedTuple):
-    features: Tensor  # [B,M,C]
     unit: Tensor  # [B,M,C], of length 1
     real: Tensor  # bool [B,M]
     own: Tensor  # int64 [B,N], the representative of each token's component; 0 for padding
+    plans: tuple[Plan, Plan]  # those of both passes
+
+    def center(self, features: Tensor, sizes: Tensor) -> Tensor:
+        """The features of the representatives [B,M,C], from those of the tokens [B,N,C], with their gradient."""
+        first, second = self.plans
+        return second.move(first.move(features, sizes))
 
 
 class _Passes:
@@ -165,7 +171,8 @@ class _Passes:
         features = second_plan.move(first.features)
         own = first_plan.then(second_plan).dest
         assert own is not None
-        return _Representatives(features, F.normalize(features, dim=2), second_plan.mask, own.clamp(min=0))
+        unit = F.normalize(features, dim=2)
+        return _Representatives(unit, second_plan.mask, own.clamp(min=0), (first_plan, second_plan))
 
     def _first_tokens(self, dest: Tensor, slots: int) -> Tensor:
         """The first token of each component of frames, video * N + token, int64 [B*slots]; B * N for padding."""
@@ -200,7 +207,7 @@ class _Passes:
 
     def assign(self, representatives: _Representatives) -> Tensor:
         """The representative of each token, int64 [B,N]: its own, unless another is nearer by more than rounding."""
-        _, unit, real, own = representatives
+        unit, real, own, _ = representatives
         similarity = (self.rows * take_rows(unit, own)).sum(2)
         rest = mask_indices(self._contested(self.sketch, own, similarity, representatives) & self.tokens.mask)
         best, nearest = best_match(take_rows(self.rows, rest), unit, _unless_all(real))
@@ -238,7 +245,7 @@ class _Passes:
 
     def _least_count(self, representatives: _Representatives) -> Tensor:
         """The number of representatives that keep the most similar token of their component, int64 [B]."""
-        _, unit, real, own = representatives
+        unit, real, own, _ = representatives
         mask = self.tokens.mask
         size = _occupied(own, mask, unit.shape[1])
         # A representative of one token is that token, and keeps it.

@@ -192,6 +192,7 @@ def merge_to(tokens: Tokens, target: Tensor, planned: Sequence[int] | None = Non
     # Means of one step are matched in the next, so they stay in float32 in between.
     half = tokens.features.dtype in (torch.float16, torch.bfloat16)
     merged = tokens.to(torch.float32) if half else tokens.replace(features=tokens.features.detach())
+    merged = merged.replace(prefix=None)  # which would change the halves; encoders give it a meaning, batches drop it
     total = Plan.identity(tokens)
     if planned is not None and torch.compiler.is_compiling():
         bound, slots = tokens.N, tokens.N
@@ -207,7 +208,7 @@ def merge_to(tokens: Tokens, target: Tensor, planned: Sequence[int] | None = Non
         unordered = last and merged.N >= _MANY and readable(excess) and _distinct(merged)
         plan = bipartite_plan(merged.features, excess, merged, unordered=unordered)
         if last:
-            merged = merged.replace(features=merged.features[..., :0], prefix=None)  # not matched again
+            merged = merged.replace(features=merged.features[..., :0])  # not matched again
         merged, total = merged.apply(plan), total.then(plan)
     return _plan_in_order(total, merged)
 

@@ -60,9 +60,9 @@ def last_frame(tokens: Tokens, pixels: Tensor) -> LastFrame:
 def join_runs(chunks: Sequence[Tokens]) -> Tokens:
     """Concatenates chunks; a cell whose run began in an earlier chunk is credited to that run."""
     tokens = concatenate(chunks)
-    assignment = fill_forward(tokens.assignment, tokens)
-    sizes = torch.zeros_like(tokens.sizes)
-    sizes = sizes.scatter_add(1, assignment, torch.ones_like(assignment, dtype=torch.float32))
+    real = tokens.grid.cell_mask(tokens.B, tokens.device)
+    assignment = fill_forward(tokens.assignment, tokens).masked_fill(~real, -1)
+    sizes = torch.zeros_like(tokens.sizes).scatter_add(1, assignment.clamp(min=0), real.to(tokens.sizes.dtype))
     return tokens.replace(assignment=assignment, sizes=sizes)
 
 

@@ -71,6 +71,7 @@ class SpatialPool(Resampler):
 def _windows(length: int, stride: int, side: int, device: torch.device) -> Tensor:
     """The weights of windows along one axis, [windows,length]; rows sum to 1."""
     start = torch.arange(0, length, stride, device=device)[:, None] - (side - stride) // 2
+    start = start.clamp(max=length - 1)  # a window smaller than the stride may begin after the last patch
     position = torch.arange(length, device=device)
     member = ((position >= start) & (position < start + side)).float()
     return member / member.sum(1, keepdim=True)
