@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -188,3 +189,21 @@ def test_errors(model, camera, tmp_path):
     words = ("--stream", camera, FIRST, "--resume", tmp_path / "state.safetensors")
     assert "state.safetensors" in ask(model, *words, code=2).stderr
     assert "--compare has no effect" in ask(model, "--stream", camera, FIRST, "--compare", code=2).stderr
+
+
+def test_ctrl_c_during_a_frame_ends_the_stream_after_it(model, camera, tmp_path, monkeypatch):
+    """The state of the frame is whole, the final question is asked, and the snapshot is written."""
+    push, count = StreamSession.push, []
+
+    def interrupted(self, *words):
+        count.append(1)
+        if len(count) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return push(self, *words)
+
+    monkeypatch.setattr(StreamSession, "push", interrupted)
+    state = tmp_path / "state.safetensors"
+    found = answers(ask(model, "--stream", camera, FIRST, "--snapshot", state, "--json"))
+    assert found["frames"] == 5 and not found["complete"] and len(found["answers"]) == 1
+    assert state.exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

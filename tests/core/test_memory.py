@@ -189,6 +189,15 @@ class TestGrid:
         assert read.assignment[0].tolist() == halves.assignment[0].tolist()
         torch.testing.assert_close(read.positions, halves.positions)
 
+    def test_as_many_tokens_as_cells_that_are_not_the_cells(self):
+        """LION-FS has the mean of a frame before its parts: 1 + 9 tokens of 2 x 5 cells."""
+        read = fewtokens.create_method("lion_fs").read(fewtokens.create_method("lion_fs").push(stream(1, H=2, W=5)))
+        assert read.N == 10
+        cells = torch.cartesian_prod(torch.arange(2), torch.arange(5))
+        assigned = read.positions[0, read.assignment[0], 1:]
+        nearest = torch.cdist(cells.float(), read.positions[0, :, 1:]).min(1).values
+        torch.testing.assert_close((assigned - cells).norm(dim=1), nearest)
+
     def test_a_pipeline(self):
         encoder = fewtokens.load_encoder("patches", patch_size=16)
         frames = torch.randint(0, 256, (9, 3, 32, 48), dtype=torch.uint8)

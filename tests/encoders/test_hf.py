@@ -188,3 +188,29 @@ def test_folders_that_are_not_frame_encoders(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
     with pytest.raises(ValueError, match="cannot load it"):
         load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["siglip", "clip"])
+@torch.no_grad()
+def test_settings_that_a_config_leaves_out(family, tmp_path):
+    """Published configs list only what differs from the defaults of their family."""
+    import transformers
+
+    names = {"siglip": "SiglipVision", "clip": "CLIPVision"}[family]
+    config = getattr(transformers, f"{names}Config")(**SMALL, image_size=64, patch_size=32 if family == "clip" else 16)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{names}Model")(config).eval()
+    for name, parameter in model.named_parameters():
+        if "fc1" in name:
+            parameter.mul_(20)  # so that activations differ
+    model.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    for name in ("hidden_act", "layer_norm_eps", "patch_size"):
+        content.pop(name, None)
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    encoder = load_encoder(tmp_path, device="cpu")
+    frames = torch.rand(1, 1, 3, 64, 64)
+    mean, std = (torch.tensor(value)[:, None, None] for value in (encoder.mean, encoder.std))
+    reloaded = type(model).from_pretrained(tmp_path).eval()
+    hidden = reloaded(pixel_values=(frames[0] - mean) / std).last_hidden_state[0]
+    torch.testing.assert_close(encoder(frames)[0].features[0], hidden[-encoder(frames)[0].N :], rtol=1e-5, atol=1e-5)

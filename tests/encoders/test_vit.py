@@ -13,7 +13,7 @@ from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import VitEncoder, load_encoder
 from fewtokens.encoders.transformer import Mlp
-from fewtokens.encoders.vit import ViT, ViTConfig
+from fewtokens.encoders.vit import ViT, ViTConfig, resize_positions
 from fewtokens.methods.merging.tome_in_encoder import TomeInEncoder
 from fewtokens.networks.inflate import matching_config
 from tests.helpers.data import data_path
@@ -469,3 +469,15 @@ def test_activations_without_gradients(activation):
     assert torch.equal(x, before)
     expected.sum().backward()
     assert mlp.fc1.weight.grad is not None
+
+
+def test_positions_as_in_the_published_code_of_dino():
+    """Places in the old grid are those of a new size that is 0.1 larger, as torch computes them from a scale factor."""
+    positions = torch.randn(14, 14, 8, generator=torch.Generator().manual_seed(0))
+    found = resize_positions(positions, (30, 55), offset=0.1)
+    expected = torch.nn.functional.interpolate(
+        positions.movedim(-1, 0)[None], scale_factor=(30.1 / 14, 55.1 / 14), mode="bicubic", align_corners=False
+    )
+    assert torch.equal(found, expected[0].movedim(0, -1))
+    assert not torch.allclose(found, resize_positions(positions, (30, 55)))
+    assert torch.equal(resize_positions(positions, (14, 14), offset=0.1), positions)

@@ -35,8 +35,21 @@ class TestJoints:
 
     def test_stamps_are_cropped_to_the_grid(self):
         maps = joint_maps(torch.tensor([[0.0, 0.0], [500.0, 3.0]]), (20, 40), (4, 8))
-        assert int((maps[..., 0] > 0).sum()) == 4 and maps[0, 0, 0] == 1
+        # A corner of -1.5 is rounded to -1: cells 0 and 1 have the second and the third value of the stamp.
+        assert int((maps[..., 0] > 0).sum()) == 4 and maps[1, 1, 0] == 1
+        assert maps[0, 1, 0] == maps[1, 0, 0] == pytest.approx(math.exp(-2))
         assert not maps[..., 1].any()
+
+    @pytest.mark.parametrize(
+        ("place", "peak", "cells"),
+        [(0.2, 1, (0, 1)), (0.6, 2, (0, 1, 2)), (1.2, 2, (0, 1, 2)), (1.6, 2, (0, 1, 2, 3)), (5.2, 5, (3, 4, 5, 6))],
+    )
+    def test_stamps_at_the_border_as_in_videowalk(self, place, peak, cells):
+        """The numbers of its `draw_labelmap_np`, whose corner is int(place - 1.5)."""
+        maps = joint_maps(torch.tensor([[place * 5, 50.0]]), (100, 40), (20, 8))
+        row = maps[10, :, 0]
+        assert int(row.argmax()) == peak and row[peak] == 1
+        assert row.nonzero().flatten().tolist() == list(cells)
 
     def test_joints_from_maps(self):
         soft = torch.zeros(2, 4, 8, 3)

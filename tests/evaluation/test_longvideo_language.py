@@ -80,6 +80,8 @@ def test_answers_follow_from_the_script():
 
 def test_times_in_words():
     assert write_time(125) == ("2min", "5s") and read_time(("2min", "5s")) == 125
+    for words in (("3min", "yes"), ("was", "5s"), ("5s",), ("5s", "2min"), ()):
+        assert read_time(words) is None
     assert read_time(("5s", "2min")) is None and read_time(("place3",)) is None
     question = Question("first", ("when", "first", "place3"), 0, ("2min", "5s"), 125)
     assert question.is_right(("2min", "7s")) and not question.is_right(("2min", "8s"))

@@ -37,6 +37,8 @@ def test_top_k():
     for k in (1, 3, 7):
         expected = metrics.top_k_accuracy_score(targets, scores, k=k, labels=range(8))
         assert accuracy(scores, targets, k) == pytest.approx(expected)
+    broken = torch.full((100, 8), torch.nan)
+    assert accuracy(broken, targets) == accuracy(broken, targets, 5) == 0
     assert accuracy(torch.zeros(100, 8), targets) == pytest.approx(1 / 8)
     assert accuracy(torch.zeros(100, 8), targets, 5) == pytest.approx(5 / 8)
 

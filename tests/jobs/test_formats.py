@@ -211,3 +211,37 @@ def test_command(tmp_path):
     assert "format must be one of" in run("export", source, tmp_path / "b", "--format", "zip", code=2).stderr
     assert "no token files" in run("export", tmp_path, tmp_path / "b", "--format", "shards", code=2).stderr
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("name", ["parquet", "hf"])
+def test_columns_keep_the_dtype_of_each_video(tmp_path, name):
+    """float16 fits in a column of float32, and is float16 again."""
+    needs(name)
+    tokens = videos()["one"]
+    source = save(tmp_path / "source", {"a": tokens, "b": tokens.to(torch.float16)})
+    export(source, str(tmp_path / "out"), name)
+    (path,) = find_files(tmp_path / "out")
+    records = {record.key: record.tokens for record in read_records(path)}
+    assert records["a"].features.dtype == torch.float32
+    assert_equal(records["b"], tokens.to(torch.float16))
+
+
+def test_an_export_that_was_killed_is_not_taken_for_a_whole(tmp_path, monkeypatch):
+    source, target = save(tmp_path / "source", videos()), tmp_path / "out"
+    written = FORMATS["shards"].write
+
+    def fail(*words):
+        if (target / "shards").exists():
+            raise KeyboardInterrupt
+        return written(*words)
+
+    monkeypatch.setitem(FORMATS, "shards", FORMATS["shards"]._replace(write=fail))
+    with pytest.raises(KeyboardInterrupt):
+        export(source, str(target), "shards", per_shard=2)
+    with pytest.raises(ValueError, match="did not finish; run the same command again"):
+        find_files(target)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="not empty"):
+        export(source, str(target), "shards", per_shard=3)
+    assert export(source, str(target), "shards", per_shard=2) == 4
+    assert len(find_files(target)) == 2

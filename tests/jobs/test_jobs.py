@@ -7,6 +7,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,8 +26,9 @@ from fewtokens.cli.options import EncoderOptions, MethodOptions, ReadOptions, Ru
 from fewtokens.cli.tokenize_job import TokenizeWork
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.encoders.vit_encoder import VitEncoder
-from fewtokens.jobs import FORMATS, Source, Store, find_files, find_sources, read_records, run_job
+from fewtokens.jobs import FORMATS, Source, Store, export, find_files, find_sources, read_records, run_job
 from fewtokens.jobs import formats as token_formats
+from fewtokens.jobs import shard as one_shard
 from fewtokens.jobs.engines import ENDS_PROCESS
 from fewtokens.jobs.folder import keys_of
 from fewtokens.jobs.shard import decode
@@ -77,6 +79,41 @@ def contents(folder: Path) -> dict[str, bytes]:
                 content = repr(sorted(json.loads(content[8:size])["__metadata__"].items())).encode() + content[size:]
             found[str(path.relative_to(folder))] = content
     return found
+
+
+def test_a_job_never_replaces_an_export(clips, tmp_path):
+    job(clips, tmp_path / "job")
+    export(tmp_path / "job", str(tmp_path / "out"), "shards")
+    before = contents(tmp_path / "out")
+    with pytest.raises(ValueError, match="shards/ has files that are not of a job"):
+        job(clips, tmp_path / "out", "shards")
+    assert contents(tmp_path / "out") == before
+
+
+def test_an_unfinished_job_is_exported_with_a_warning(clips, tmp_path):
+    job(clips, tmp_path / "job")
+    (tmp_path / "job/manifest/000002.jsonl").unlink()
+    with pytest.warns(UserWarning, match="a job that has not finished; 1 shards are missing"):
+        export(tmp_path / "job", str(tmp_path / "out"), "shards")
+
+
+@pytest.mark.parametrize("format", ["safetensors", "shards"])
+def test_the_file_of_a_killed_run_does_not_survive_a_failure(clips, tmp_path, monkeypatch, format):
+    """A run is killed between the tokens and the manifest, and the video cannot be read any more."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    shutil.copy(clips / "0.mp4", folder)
+    written = one_shard.write_rows
+    monkeypatch.setattr(one_shard, "write_rows", lambda *words: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        job(folder, tmp_path / "job", format)
+    assert find_files(tmp_path / "job")
+    monkeypatch.setattr(one_shard, "write_rows", written)
+    (folder / "0.mp4").write_bytes(b"not a video")
+    (row,) = job(folder, tmp_path / "job", format).rows
+    assert row["error"]
+    with pytest.raises(ValueError, match="no token files"):
+        find_files(tmp_path / "job")
 
 
 class TestFiles:

@@ -115,3 +115,18 @@ def test_arguments():
         VideoLLaMB(frames=0)
     with pytest.raises(ValueError, match="16"):
         VideoLLaMB(dim=8).push(scenes(0))
+
+
+@pytest.mark.parametrize("cap", [2, 4, 16])
+def test_averaged_slots_belong_to_a_scene(cap):
+    """Also if their mean second is not within any: a question is always answered from some slot, and each by one."""
+    memory = VideoLLaMB(cap, dim=16, frames=4, memory=2, top=1).eval()
+    every = VideoLLaMB(cap, dim=16, frames=4, memory=2, top=50).eval()
+    state, question = None, torch.randn(1, 1, 16, generator=torch.Generator().manual_seed(3))
+    video = scenes(*[0, 1, 2, 3, 4] * 3, length=8)
+    with torch.no_grad():
+        for t in range(video.grid.T):
+            state = memory.push(Tokens.from_cells(video.features[:, 2 * t : 2 * t + 2], Grid(1, 1, 2)), state)
+            read = memory.read(state, text=question).check()
+            assert int(read.count) > 0
+            assert torch.equal(every.read(state, text=question).features, memory.read(state).features)

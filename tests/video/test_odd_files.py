@@ -15,6 +15,7 @@ from PIL import Image
 from fewtokens.core import files
 from fewtokens.video import Video, VideoError, read, stream, write
 from fewtokens.video.decode import every_frame
+from fewtokens.video.images import load_image
 from fewtokens.video.scale import Scaler
 from tests.video.makers import make_video, moving_frames, numbered_frames
 
@@ -309,3 +310,24 @@ def test_frames_are_freed_without_the_garbage_collector(tmp_path):
         )
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[0, 257, 65535]], np.uint16), [0, 1, 255]),
+        (np.array([[0, 257, 65535]], np.int32), [0, 1, 255]),
+        (np.array([[0.0, 200.0]], np.float32), None),
+        (np.array([[-0.5, 1.0]], np.float32), None),
+        (np.array([[0, 70000]], np.int32), None),
+    ],
+)
+def test_images_of_more_than_8_bits(tmp_path, values, expected):
+    """Floats are in 0..1, as everywhere here; other ranges are refused, not guessed."""
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    if expected is None:
+        with pytest.raises(VideoError, match=r"a\.tiff: has (float|integer) values outside 0\.\."):
+            load_image(tmp_path / "a.tiff", "a.tiff")
+    else:
+        assert load_image(tmp_path / "a.tiff", "a.tiff")[0, :, 0].tolist() == expected

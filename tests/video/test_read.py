@@ -186,6 +186,13 @@ class TestOddFiles:
         assert len(video) == 4
         assert bool((video.times[1:] > video.times[:-1]).all())
 
+    @pytest.mark.parametrize("fps", [8, 15, 24, 30, 40])
+    def test_the_duration_of_a_gif(self, tmp_path, fps):
+        """Durations are hundredths of a second, which do not add up if each is rounded alone."""
+        times = read(write(tmp_path / "a.gif", numbered_frames(30), fps)).times
+        assert len(times) == 30
+        assert float(times[-1]) == pytest.approx(29 / fps, abs=0.011)
+
     def test_gif(self, tmp_path):
         path = write(tmp_path / "a.gif", numbered_frames(5), 10)
         video = read(path)

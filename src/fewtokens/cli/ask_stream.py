@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -146,8 +147,23 @@ class StreamRun:
 
         The seconds of a resumed stream continue after those of the snapshot.
         """
+        with Interruption() as interruption:
+            problem = self._push_all(frames, fps, interruption)
+        if self.session.second is None:
+            raise ValueError(problem or "the stream has no frames")
+        if problem is not None:
+            self.say(None)
+            note("the stream ends:", f"{problem}; the last frame is at {self.session.second:.1f} s")
+        self._ask_until(self.session.second + (1 / fps if problem is None else 0.0), before=False)
+        for question in self.final:
+            self._ask(question)
+        self._ask_typed(wait=problem != _STOPPED)
+        return problem is None
+
+    def _push_all(self, frames: Iterator[Video], fps: float, interruption: Interruption) -> str | None:
+        """Pushes the frames and asks what is due; returns why the stream breaks off, None if it does not."""
         offset = 0.0 if self.session.second is None else self.session.second + 1 / fps
-        video, problem = _next(frames)
+        video, problem = _next(frames, interruption)
         while video is not None and problem is None:
             times = video.times + offset
             self._ask_until(float(times[0]), before=True)
@@ -163,17 +179,8 @@ class StreamRun:
             if scenes and self.last is not None:
                 self._ask(self.last, scene=True)
             self._ask_typed(wait=False)
-            video, problem = _next(frames)
-        if self.session.second is None:
-            raise ValueError(problem or "the stream has no frames")
-        if problem is not None:
-            self.say(None)
-            note("the stream ends:", f"{problem}; the last frame is at {self.session.second:.1f} s")
-        self._ask_until(self.session.second + (1 / fps if problem is None else 0.0), before=False)
-        for question in self.final:
-            self._ask(question)
-        self._ask_typed(wait=problem != _STOPPED)
-        return problem is None
+            video, problem = _next(frames, interruption)
+        return problem
 
     def _ask_typed(self, *, wait: bool) -> None:
         """Asks the questions from the terminal; one that is invalid does not end the stream."""
@@ -245,16 +252,46 @@ def answer_row(question: str, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _next(frames: Iterator[Video]) -> tuple[Video | None, str | None]:
+class Interruption:
+    """Ctrl-C ends the wait for a frame at once, but lets the session finish the frame or the answer it works on.
+
+    Its state changes in place, so that it could not be saved otherwise. A second Ctrl-C raises.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = self.waiting = False
+
+    def __enter__(self) -> Interruption:
+        self._main = threading.current_thread() is threading.main_thread()  # no other receives signals
+        if self._main:
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.waiting or self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
+
+
+def _next(frames: Iterator[Video], interruption: Interruption) -> tuple[Video | None, str | None]:
     """Returns the next frame, or None at the end, and why the stream breaks off."""
     from fewtokens.video import VideoError
 
+    if interruption.stopped:
+        return None, _STOPPED
+    interruption.waiting = True
     try:
         return next(frames, None), None
     except VideoError as error:
         return None, str(error)
     except KeyboardInterrupt:
         return None, _STOPPED
+    finally:
+        interruption.waiting = False
 
 
 def write(text: str) -> None:

@@ -270,7 +270,7 @@ def _sound_of(clip: Video) -> Sound | None:
     if late > 1 / rate:
         log.print("no sound, because the frames are not shown at the speed of the source", highlight=False)
         return None
-    return Sound(Path(clip.path), start, len(clip) / rate)
+    return Sound(Path(clip.path), start, len(clip) / rate, (clip.reading or {}).get("video_stream"))
 
 
 def _is_encoded(path: Path) -> bool:

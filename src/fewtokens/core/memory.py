@@ -465,7 +465,7 @@ class Memory(Method):
         grid = Grid(M, H, W, times[0] if same else times, None if bool((count == M).all()) else count)
         rows = (slots.place * torch.tensor([H, W], device=device) - 0.5).flatten(1, 2).float()
         frame = torch.arange(M, device=device).repeat_interleave(P)
-        token = _token_of_cell(slots.place, H, W) + P * torch.arange(M, device=device)[:, None]
+        token = _token_of_cell(slots.place, mask, H, W) + P * torch.arange(M, device=device)[:, None]
         filled = mask.repeat_interleave(P, 1)
         return Tokens(
             features=slots.features.flatten(1, 2),
@@ -646,14 +646,15 @@ def _by_time(slots: Slots) -> Slots:
     return ordered
 
 
-def _token_of_cell(place: Tensor, H: int, W: int) -> Tensor:
-    """The token of each slot whose place is nearest to each cell, int64 [B,M,H*W]."""
+def _token_of_cell(place: Tensor, mask: Tensor, H: int, W: int) -> Tensor:
+    """The token of each slot whose place is nearest to each cell, int64 [B,M,H*W]; arbitrary in free slots."""
     B, M, P, _ = place.shape
-    if P in (1, H * W):  # one for all, or one per cell in raster order
-        token = torch.arange(H * W, device=place.device) if P > 1 else torch.zeros(H * W, device=place.device)
-        return token.long().expand(B, M, -1)
+    if P == 1:
+        return torch.zeros(H * W, dtype=torch.int64, device=place.device).expand(B, M, -1)
     cells = torch.cartesian_prod(torch.arange(H, device=place.device), torch.arange(W, device=place.device))
     scale = torch.tensor([H, W], device=place.device)
+    if P == H * W and bool((((place * scale - 0.5 - cells).abs() < 1e-3).all(-1) | ~mask[..., None]).all()):
+        return torch.arange(H * W, device=place.device).expand(B, M, -1)  # one per cell
     # One slot of all videos at a time bounds the table of distances.
     parts = [torch.cdist(cells.double() + 0.5, part * scale).argmin(2) for part in place.unbind(1)]
     return torch.stack(parts, 1)

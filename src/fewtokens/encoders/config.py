@@ -54,6 +54,7 @@ class ViTConfig:
         gated: SwiGLU instead of a two-layer MLP.
         activation: gelu, gelu_pytorch_tanh, quick_gelu or silu.
         antialias: whether to resize positions with antialiasing; only for images.
+        position_offset: see `fewtokens.encoders.vit.resize_positions`; 0.1 in the published code of DINO and ToBo.
         eps: epsilon of every LayerNorm.
     """
 
@@ -73,6 +74,7 @@ class ViTConfig:
     norm_last: bool = True
     gated: bool = False
     activation: str = "gelu"
+    position_offset: float = 0.0
     antialias: bool = False
     eps: float = 1e-6
 

@@ -85,5 +85,6 @@ def load_released(path: str | Path) -> ViT:
         mlp_dim=len(fc1),
         qkv_bias="blocks.0.attention.qkv.bias" in state,
         norm_last="norm_last.weight" in state,
+        position_offset=0.1,
     )
     return build_vit(config, state, "none", f"{path}: not a standard vision transformer")

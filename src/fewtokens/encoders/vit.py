@@ -89,7 +89,7 @@ class ViT(nn.Module):
         grid = x.shape[1:-1]
         if len(grid) == 3 and len(self.positions) == 1:
             grid = (1, *grid[1:])  # the positions of one frame are used for all
-        return x + resize_positions(self.positions, grid, self.config.antialias)
+        return x + resize_positions(self.positions, grid, self.config.antialias, self.config.position_offset)
 
     def prefix(self, frames: int) -> Tensor | None:
         """Returns class and register tokens for a number of frames, [F,P,C], or None."""
@@ -238,15 +238,25 @@ def _initialize(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def resize_positions(positions: Tensor, grid: Sequence[int], antialias: bool = False) -> Tensor:
+def resize_positions(positions: Tensor, grid: Sequence[int], antialias: bool = False, offset: float = 0.0) -> Tensor:
     """Resizes a position embedding [H,W,C] or [T,H,W,C] to another grid.
 
     Bicubic for images, trilinear for clips; computed in float32 and returned in the dtype of `positions`.
+
+    Args:
+        positions: the embedding.
+        grid: the new size.
+        antialias: only for images.
+        offset: added to the new height and width where places in the old grid are computed, as in DINO; for images.
     """
     if tuple(positions.shape[:-1]) == tuple(grid):
         return positions
     rows = positions.movedim(-1, 0)[None].float()
-    if len(grid) == 2:
+    if len(grid) == 2 and offset:
+        factors = [(new + offset) / old for new, old in zip(grid, positions.shape, strict=False)]
+        rows = F.interpolate(rows, scale_factor=factors, mode="bicubic", align_corners=False, antialias=antialias)
+        assert rows.shape[2:] == tuple(grid)
+    elif len(grid) == 2:
         rows = F.interpolate(rows, tuple(grid), mode="bicubic", align_corners=False, antialias=antialias)
     else:
         rows = F.interpolate(rows, tuple(grid), mode="trilinear", align_corners=False)

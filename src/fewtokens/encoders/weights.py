@@ -36,6 +36,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "clip_vision_model": {"mean": _CLIP[0], "std": _CLIP[1]},
     "siglip_vision_model": {"mean": _HALF, "std": _HALF},
 }
+# What a config of transformers leaves out if it is the default of its family, where that is another one than of "vit".
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip_vision_model": {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    "dinov2": {"patch_size": 14, "layer_norm_eps": 1e-6},
+    "dinov2_with_registers": {"layer_norm_eps": 1e-6},
+}
 
 # Upper limits: blocks, channels, and pixels per side of a frame.
 _MAX_BLOCKS, _MAX_CHANNELS, _MAX_PIXELS = 1000, 1 << 16, 1 << 12
@@ -223,6 +230,7 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
 def _shape(part: dict[str, Any], tensors: dict[str, Tensor], where: str) -> ViTConfig:
     """Determines the `ViTConfig` from the config and, if they are more reliable, the tensors."""
     kind = part["model_type"]
+    part = _DEFAULTS.get(kind, {}) | part
     clip, dino = kind == "clip_vision_model", kind.startswith("dinov2")
     fc2 = tensors.get("blocks.0.mlp.fc2.weight")
     patches = tensors["patches.weight"]
@@ -257,9 +265,9 @@ def _shape(part: dict[str, Any], tensors: dict[str, Tensor], where: str) -> ViTC
         norm_first=clip,
         norm_last=not clip,
         gated=part.get("use_swiglu_ffn", False),
-        activation=part.get("hidden_act", {"clip_vision_model": "quick_gelu"}.get(kind, "gelu")),
+        activation=part.get("hidden_act", "gelu"),
         antialias=kind == "dinov2_with_registers",
-        eps=part.get("layer_norm_eps", 1e-6 if dino else 1e-12),
+        eps=part.get("layer_norm_eps", 1e-12),
     )
 
 

@@ -62,7 +62,9 @@ def accuracy(scores: Tensor, targets: Tensor, top: int = 1) -> float:
     target_scores = scores.gather(1, targets[:, None])
     above = (scores > target_scores).sum(1)
     equal = (scores == target_scores).sum(1)
-    return float(((top - above).clamp(min=0) / equal).clamp(max=1).double().mean())
+    share = ((top - above).clamp(min=0) / equal.clamp(min=1)).clamp(max=1)
+    # A score that is not a number is wrong, whatever the others are.
+    return float(share.masked_fill(target_scores[:, 0].isnan(), 0).double().mean())
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor) -> float:

@@ -137,7 +137,8 @@ _B = Protocol(
     temperature=0.1, labels="nearest", rescale=True,
 )  # fmt: skip
 
-# Published protocols by data set and name. Those of RSP and ToBo on JHMDB and VIP are not published.
+# Published protocols by data set and name. Those of RSP and ToBo on JHMDB and VIP are not published. The scripts of B
+# normalize red by a standard deviation of .228, a typing error; here it is .229, as of the encoder.
 PROTOCOLS: dict[str, dict[str, Protocol]] = {
     "davis": {
         "A": _A,

@@ -42,7 +42,8 @@ def joint_maps(joints: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> 
     """Returns one map per joint and a background map, float32 [h,w,J+1]; the background is last.
 
     A joint is drawn as a stamp of 4x4 cells: a Gaussian of sigma 0.5 cells whose peak, 1, is in the third row and
-    column of the stamp, at the cell nearest to the joint. The stamp is cropped to the grid.
+    column of the stamp, at the cell nearest to the joint. The stamp is cropped to the grid. As in videowalk, corners
+    are rounded toward 0, so that within 1.5 cells of the left or upper border the peak is one cell further inside.
 
     Args:
         joints: [J,2] as (x,y) in pixels.
@@ -51,10 +52,14 @@ def joint_maps(joints: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> 
     """
     h, w = grid
     scale = torch.tensor([w / size[1], h / size[0]])
-    peak = (joints.float().cpu() * scale + 0.5).floor()  # [J,2]
-    # A stamp extends from 2 cells before its peak to 1 cell after it.
-    offsets = [torch.arange(n)[None] - peak[:, axis, None] for axis, n in ((1, h), (0, w))]
-    profiles = [torch.where((d >= -2) & (d <= 1), (-(d**2) / (2 * _SIGMA**2)).exp(), 0) for d in offsets]
+    place = joints.float().cpu() * scale  # [J,2]
+    first, last = (place - 3 * _SIGMA).trunc(), (place + 3 * _SIGMA + 1).trunc() - 1
+    profiles = []
+    for axis, n in ((1, h), (0, w)):
+        cell, start = torch.arange(n)[None], first[:, axis, None]
+        offset = cell - start - 2
+        inside = (cell >= start) & (cell <= last[:, axis, None])
+        profiles.append(torch.where(inside, (-(offset**2) / (2 * _SIGMA**2)).exp(), 0))
     maps = profiles[0][:, :, None] * profiles[1][:, None, :]  # [J,h,w]
     background = (maps == 0).all(0, keepdim=True).float()
     return torch.cat([maps, background]).permute(1, 2, 0).contiguous()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
 from fewtokens.core.names import with_digest
-from fewtokens.jobs.folder import Shard, file_of
-from fewtokens.jobs.formats import CARD, FORMATS, find_files, read_records
+from fewtokens.jobs.folder import Shard, file_of, unfinished_shards
+from fewtokens.jobs.formats import CARD, FORMATS, UNFINISHED, find_files, read_records
 from fewtokens.jobs.job import PER_SHARD
 from fewtokens.jobs.records import Record, make_keys
 from fewtokens.jobs.store import Store
@@ -34,17 +37,26 @@ def export(
     Returns:
         The number of videos.
 
+    An export that was killed is marked until the same call has finished it.
+
+    Warns if the source is a job that has not finished.
+
     Raises:
         ValueError: the source has no tokens or is damaged, two of its videos have one key, or the target is not empty.
         OSError: the disk is full, or the folder is not writable.
     """
     form, store = FORMATS[format], Store(target)
     paths = find_files(Path(source))
-    if store.names("") or any(store.names(name) for name in ("shards", "data")):
-        raise ValueError(f"{target}: not empty; give a new folder")
+    if (left := unfinished_shards(Store(str(source)))) > 0:
+        warnings.warn(f"{source}: a job that has not finished; {left} shards are missing", stacklevel=2)
     records = _rename(paths, plain=form.plain_keys)
     number = count = 0
+    arguments = json.dumps({"source": os.path.abspath(source), "format": format, "per_shard": per_shard})
     with store.locked():
+        # One that was killed writes the same files again.
+        if store.read(UNFINISHED) != arguments and any(store.names(name) for name in ("", "shards", "data")):
+            raise ValueError(f"{target}: not empty; give a new folder")
+        store.write(UNFINISHED, arguments)
         while (first := next(records, None)) is not None:
             group = chain([first], islice(records, (1 if form.per_video else per_shard) - 1))
             name = file_of(FORMATS[format], Shard(number, ()), first.key)
@@ -55,6 +67,7 @@ def export(
                 progress(count)
         if format == "hf":
             store.write("README.md", CARD)
+        store.remove(UNFINISHED)
     return count
 
 

@@ -131,12 +131,25 @@ def keys_of(sources: Mapping[str, Path | str], taken: Collection[str] = (), *, p
 
 def check_new(store: Store, sources: Sequence[tuple[Path | str, str]], form: Format) -> None:
     """Raises a ValueError if a new job would replace a file of its folder, such as one of the command without a job."""
-    if not form.per_video or store.read(SETTINGS) is not None:
+    if store.read(SETTINGS) is not None:
+        return
+    if not form.per_video:
+        folder = form.pattern.partition("/")[0]
+        if store.names(folder):
+            raise ValueError(
+                f"{store}: {folder}/ has files that are not of a job, such as an export; give another --out"
+            )
         return
     found = set(store.names(""))
     for key in keys_of({location: path for path, location in sources}, plain=form.plain_keys):
         if (name := form.pattern.format(key=key)) in found:
             raise ValueError(f"{store}: {name} is not of a job, and would be replaced; give another --out")
+
+
+def unfinished_shards(store: Store) -> int:
+    """The number of shards of a job that are not in its manifest; 0 for a folder without a job."""
+    plan = store.read(PLAN)
+    return 0 if plan is None else max(0, len(plan.splitlines()) - len(store.names(PARTS)))
 
 
 def make_plan(

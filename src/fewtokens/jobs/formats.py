@@ -130,6 +130,8 @@ def write_parquet(path: Path, records: Iterable[Record], label: str) -> int:
             columns = [pyarrow.array([record.key], pyarrow.string())]
             for name in _ARRAYS:
                 columns.append(_column(pyarrow, arrays.get(name), schema.field(name).type, name, label))
+                if name in arrays and name != "times" and arrays[name].dtype != _dtype(schema.field(name).type):
+                    header["dtypes"].setdefault(name, str(arrays[name].dtype))
             columns.append(pyarrow.array([to_json(header)], pyarrow.string()))
             writer.write_batch(pyarrow.record_batch(columns, schema=schema))
             count += 1
@@ -158,15 +160,22 @@ def _column(pyarrow: Any, array: NDArray[Any] | None, kind: Any, name: str, labe
     if array is None:
         return pyarrow.nulls(1, kind)
     inner = kind.value_type
-    leaf = inner.value_type if array.ndim == 2 else inner
-    if not np.can_cast(array.dtype, leaf.to_pandas_dtype()):
+    leaf, dtype = inner.value_type if array.ndim == 2 else inner, _dtype(kind)
+    if not np.can_cast(array.dtype, dtype):
         raise ValueError(f"{label}: a column cannot have {name} of {array.dtype} and {leaf}; write them separately")
-    values = pyarrow.array(array.astype(leaf.to_pandas_dtype(), copy=False).ravel(), leaf)
+    values = pyarrow.array(array.astype(dtype, copy=False).ravel(), leaf)
     if array.ndim == 2:
         rows, columns = array.shape
         offsets = pyarrow.array(np.arange(rows + 1, dtype=np.int32) * columns)
         values = pyarrow.ListArray.from_arrays(offsets, values)
     return pyarrow.ListArray.from_arrays(pyarrow.array([0, len(array)], pyarrow.int32()), values)
+
+
+def _dtype(kind: Any) -> Any:
+    """The numpy dtype of the values in a column of nested lists."""
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
+    return np.dtype(kind.to_pandas_dtype())
 
 
 def import_pyarrow() -> Any:
@@ -188,6 +197,10 @@ FORMATS: dict[str, Format] = {
 """The formats by name."""
 
 
+UNFINISHED = "export.unfinished.json"
+"""A file of an export that has not ended, with its arguments."""
+
+
 def find_files(source: str | Path) -> list[Path]:
     """Returns the token files of a folder, or of a job or an export, in order; of a file, itself.
 
@@ -199,6 +212,8 @@ def find_files(source: str | Path) -> list[Path]:
         raise ValueError(f"{source}: no such file or folder")
     if source.is_file():
         return [source]
+    if (source / UNFINISHED).exists():
+        raise ValueError(f"{source}: an export that did not finish; run the same command again")
     if (source / "stream.json").exists():
         raise ValueError(f"{source}: the chunks of one video (tokenize --chunked), which cannot be exported")
     suffixes = (".safetensors", ".tar", ".parquet")

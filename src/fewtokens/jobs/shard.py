@@ -143,6 +143,10 @@ def run_shard(shard: Shard, task: Task, reduce: Reduce, ahead: Ahead | None = No
             name = file_of(form, shard, first.key)
             with store.writing(name) as path:
                 form.write(path, [first] if form.per_video else chain([first], records), store.path(name))
+    # A run that was killed may have written what cannot be read any more.
+    failed = [row["key"] for row in rows if row["error"] is not None]
+    for key in failed if form.per_video else shard.sources[:1] if len(failed) == len(shard.sources) else ():
+        store.remove(file_of(form, shard, str(key)))
     order = {source.location: number for number, source in enumerate(shard.sources)}
     rows.sort(key=lambda row: order[row["source"]])
     write_rows(store, shard.part, rows)

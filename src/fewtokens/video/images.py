@@ -119,7 +119,8 @@ def load_image(source: Path | IO[bytes], name: str) -> NDArray[np.uint8]:
     """Reads an image, or the first frame of an animation, uint8 [H,W,3] in RGB.
 
     Applies the EXIF orientation, composites transparency over black, and converts grayscale and 16-bit images. The
-    declared size is compared with `MAX_PIXELS` before memory is allocated.
+    declared size is compared with `MAX_PIXELS` before memory is allocated. Floats must be in 0..1, integers of more
+    than 8 bits in 0..65535.
 
     Args:
         source: a path, or a binary stream such as `io.BytesIO`.
@@ -155,7 +156,7 @@ def _images(source: Path | IO[bytes], name: str, *, pixels: bool) -> Iterator[tu
                 if pixels or count > 1:
                     image_file.load()
                 milliseconds = float(image_file.info.get("duration") or 0) if count > 1 else 0.0
-                yield (_rgb(image_file) if pixels else None), milliseconds / 1000 or 1 / DEFAULT_FPS
+                yield (_rgb(image_file, name) if pixels else None), milliseconds / 1000 or 1 / DEFAULT_FPS
     except VideoError:
         raise
     except Image.DecompressionBombError:
@@ -169,15 +170,22 @@ def _images(source: Path | IO[bytes], name: str, *, pixels: bool) -> Iterator[tu
         raise VideoError(f"{name}: is cut short or damaged ({message})") from None
 
 
-def _rgb(image_file: Image.Image) -> NDArray[np.uint8]:
-    """Converts an image of any mode to uint8 [H,W,3]."""
+def _rgb(image_file: Image.Image, name: str) -> NDArray[np.uint8]:
+    """Converts an image of any mode to uint8 [H,W,3]; floats are in 0..1, integers of more than 8 bits in 0..65535.
+
+    Raises:
+        VideoError: values are outside these ranges.
+    """
     from PIL import Image, ImageOps
 
     image: Any = ImageOps.exif_transpose(image_file)
     if image.mode.startswith("I") or image.mode == "F":
-        # 16 bits or more: the range of the type, not that of the values, is mapped to 0..255.
-        values = np.asarray(image, dtype=np.float64) / (1 if image.mode == "F" else 257)
-        image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+        # The range of the type, not that of the values, is mapped to 0..255.
+        values, largest = np.asarray(image, dtype=np.float64), 1.0 if image.mode == "F" else 65535.0
+        if not (values.min() >= 0 and values.max() <= largest):
+            kind = "float" if image.mode == "F" else "integer"
+            raise VideoError(f"{name}: has {kind} values outside 0..{largest:g}, whose meaning is not known")
+        image = Image.fromarray((values * (255 / largest)).round().astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)

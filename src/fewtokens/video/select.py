@@ -53,7 +53,8 @@ def select_frames(
     Args:
         times: seconds of all frames, ascending.
         frames: number of frames, evenly spaced in [start, end); all frames if there are fewer.
-        fps: selects the last frame shown at each of start, start + 1/fps, ..., without repeats.
+        fps: selects the last frame shown at each of t, t + 1/fps, ..., without repeats, from the second t of the first
+            frame that is not before `start` to that of the last one.
         start: seconds.
         end: seconds; None for the end of the video.
         name: name of the video, for the error message.

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from fewtokens.video.container import url
+from fewtokens.video.container import open_stream, url
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,13 @@ class Sound:
         path: file with an audio stream.
         start: of the part, in seconds after the first frame of the video.
         seconds: its length.
+        video_stream: the video stream whose frames are shown, see `read`; None for the default.
     """
 
     path: Path
     start: float
     seconds: float
+    video_stream: int | None = None
 
 
 def has_sound(path: str | Path) -> bool:
@@ -55,8 +57,10 @@ def add_sound(container: Any, sound: Sound, codec: str) -> Iterator[None]:
     with av.open(url(sound.path), options={"protocol_whitelist": "file"}) as source:
         audio = source.streams.audio[0]
         # Times of both streams count from the first frame of the video.
-        video = source.streams.video[0] if source.streams.video else None
-        origin = float((video.start_time or 0) * video.time_base) if video is not None and video.time_base else 0.0
+        origin = 0.0
+        if source.streams.video:
+            with open_stream(sound.path, sound.video_stream) as (_, video, _):
+                origin = float((video.start_time or 0) * (video.time_base or 0))
         rate = 48_000
         stream = container.add_stream(codec, rate=rate)
         stream.layout = "stereo" if audio.layout.nb_channels > 1 else "mono"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,15 @@ def _write_gif(path: Path, parts: Iterator[NDArray[np.uint8]], fps: float) -> No
     from PIL import Image
 
     images = [Image.fromarray(image).quantize(256) for image in _frames(next(parts), parts)]
+    # Durations are whole hundredths of a second; their sums are those of the frames.
+    ends = [round(100 * number / fps) for number in range(len(images) + 1)]
+    durations = [max(20, 10 * (end - start)) for start, end in pairwise(ends)]
     with atomic_file(path) as temporary:
         images[0].save(
             temporary,
             format="GIF",
             save_all=True,
             append_images=images[1:],
-            duration=max(20, round(1000 / fps)),
+            duration=durations,
             loop=0,
         )

@@ -9,6 +9,7 @@ Scripts must share their codes (`with_codes`), so that each has a name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,9 +94,8 @@ def write_time(second: int) -> tuple[str, str]:
 
 def read_time(words: Sequence[str]) -> int | None:
     """Returns the second that words mean; None if they are no time."""
-    if len(words) != 2 or not words[0].endswith("min") or not words[1].endswith("s"):
-        return None
-    return 60 * int(words[0][:-3]) + int(words[1][:-1])
+    found = re.fullmatch(r"(\d+)min (\d+)s", " ".join(words))
+    return None if found is None else 60 * int(found[1]) + int(found[2])
 
 
 def read_number(word: str) -> float | None:

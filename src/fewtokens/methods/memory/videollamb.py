@@ -135,11 +135,17 @@ class VideoLLaMB(Memory):
         history, current = self._history(state), average(scene)
         keys = mean_key(torch.cat([history.features, memory[:, None]], 1))
         scores = (keys * mean_key(text[:, None])).sum(2)
-        scores = scores.masked_fill(~torch.cat([history.mask, current.mask], 1), -torch.inf)
+        real = torch.cat([history.mask, current.mask], 1)
+        # An averaged slot belongs to the last scene that has begun at its mean second, also if that is over.
+        begin = torch.cat([history.seconds, current.seconds], 1)[..., 1].masked_fill(~real, torch.inf)
+        began = begin[:, None] <= slots.seconds[..., :1]
+        scene_of = torch.where(began, begin[:, None], -torch.inf).argmax(2)  # [B,slots]
+        scene_of = torch.where(began.any(2), scene_of, begin.argmin(1, keepdim=True))
+        owns = torch.zeros_like(real).scatter_reduce(1, scene_of, slots.mask, "amax")
+        scores = scores.masked_fill(~(real & owns), -torch.inf)
         top = scores.argsort(dim=1, descending=True, stable=True)[:, : self.top]
-        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, top, True) & scores.isfinite()
-        spans, second = torch.cat([history.seconds, current.seconds], 1)[:, None], slots.seconds[..., :1]
-        kept = ((spans[..., 1] <= second) & (second <= spans[..., 2]) & chosen[:, None]).any(2)
+        chosen = torch.zeros_like(real).scatter(1, top, True) & scores.isfinite()
+        kept = chosen.gather(1, scene_of) & slots.mask
         return Slots(slots.features, slots.info.masked_fill(~kept[..., None], 0))
 
     def _scene(self, state: MemoryState) -> Slots:
