@@ -57,8 +57,8 @@ def draw_comparison(
     rows = len(indices) + rebuilt
     text = caption or clip.describe()
     legend = [wrap(part, column - 8, _TEXT) for part in _LEGEND]
-    beside = rebuilt and 31 * sum(map(len, legend)) + 6 * len(legend) <= size[0]
-    if not beside:
+    next_to = rebuilt and 31 * sum(map(len, legend)) + 6 * len(legend) <= size[0]
+    if not next_to:
         text = " ".join([text, *_LEGEND])
     lines = wrap(text, width - 2 * _MARGIN, _TEXT)
     head = 78 + 32 * len(lines) + 14
@@ -76,7 +76,7 @@ def draw_comparison(
         y = top + row * (size[0] + _GAP)
         card.paste(thumbnail(clip.frames[index], size), (_MARGIN, y))
         _tag(pen, (_MARGIN, y), clip.caption(index))
-    if beside:  # next to the rebuilt frames
+    if next_to:  # next to the rebuilt frames
         y = top + len(indices) * (size[0] + _GAP)
         for part in legend:
             for line in part:

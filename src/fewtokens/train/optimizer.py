@@ -36,7 +36,7 @@ def unshard(model: nn.Module) -> None:
     full: dict[int, nn.Parameter] = {}  # parameters may be shared
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if hasattr(parameter, "full_tensor"):
+            if parameter is not None and hasattr(parameter, "full_tensor"):
                 if id(parameter) not in full:
                     value = parameter.full_tensor().cpu()
                     full[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)

@@ -59,6 +59,6 @@ class FrameFusion(Reducer):
             first = first.gather(1, first)
         plan = Plan.group(first.masked_fill(~tokens.mask, -1), tokens, tokens.N)
         if self.budget is not None and not tokens.has_full_grid():
-            # Tokens whose predecessor was dropped begin chains of their own, perhaps too many.
+            # Tokens whose predecessor was dropped begin separate chains, perhaps too many.
             plan = plan.then(merge_to(tokens.apply(plan), self.counts(tokens), self.planned_counts(tokens)))
         return plan
