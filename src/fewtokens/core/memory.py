@@ -322,8 +322,21 @@ class Memory(Method):
         """
         return self._push(tokens, state, **cues)[0]
 
-    def _push(self, tokens: Tokens, state: MemoryState | None, **cues: Any) -> tuple[MemoryState, Tensor]:
-        """As `push`; also the second of each frame, float64 [B,T], rising, and -inf for frames before a reset."""
+    def _push_video(self, tokens: Tokens, **cues: Any) -> tuple[MemoryState, Tensor]:
+        """Pushes a whole video; also returns the second of each frame, float64 [B,T], rising.
+
+        Frames before a reset are at -inf, and padding comes with the last frame.
+        """
+        state, seconds, jumps = self._push(tokens, None, **cues)
+        begin = torch.tensor([max(each, default=0) for each in jumps])
+        real = tokens.grid.cell_mask(tokens.B)[:, :: tokens.grid.cells_per_frame]
+        counted = real & (torch.arange(tokens.grid.T) >= begin[:, None])
+        return state, seconds.masked_fill(~counted, -torch.inf).cummax(1).values
+
+    def _push(
+        self, tokens: Tokens, state: MemoryState | None, **cues: Any
+    ) -> tuple[MemoryState, Tensor, list[set[int]]]:
+        """As `push`; also the second of each frame, float64 [B,T], and the frames before which each video was reset."""
         self._check_inputs(tokens, cues)
         grid = tokens.grid
         frames = _split(tokens, self.name)
@@ -331,7 +344,7 @@ class Memory(Method):
             state = self.new_state(frames, grid.H, grid.W)
         self._check_state(state, frames, grid)
         lengths = [grid.T] * tokens.B if grid.lengths is None else grid.lengths.tolist()
-        jumps = self._set_seconds(frames, grid, lengths, state)
+        seconds, jumps = self._set_seconds(frames, grid, lengths, state)
         for t in range(grid.T):
             for b in range(tokens.B):
                 if t in jumps[b]:
@@ -352,10 +365,7 @@ class Memory(Method):
                     _assign(state, videos, part)
         P, C = frames.features.shape[2:]
         assert state.nbytes <= tokens.B * self.max_bytes(P, C, frames.features.dtype)
-        begin = torch.tensor([max(each, default=0) for each in jumps])
-        seconds, real = frames.seconds[..., 0].cpu(), torch.arange(grid.T) < torch.tensor(lengths)[:, None]
-        seconds = seconds.masked_fill((torch.arange(grid.T) < begin[:, None]) | ~real, -torch.inf)
-        return state, seconds.cummax(1).values  # padding comes with the last frame
+        return state, seconds, jumps
 
     def _push_frame(self, frame: Slots, state: MemoryState, **cues: Any) -> None:
         """Adds one frame of every video of the state."""
@@ -382,8 +392,10 @@ class Memory(Method):
             if before != now:
                 raise ValueError(f"{self.name}: the state has {name} {before}, these frames have {now}")
 
-    def _set_seconds(self, frames: Slots, grid: Grid, lengths: list[int], state: MemoryState) -> list[set[int]]:
-        """Sets the seconds of the frames and the clock, and returns the frames before which each video is reset.
+    def _set_seconds(
+        self, frames: Slots, grid: Grid, lengths: list[int], state: MemoryState
+    ) -> tuple[Tensor, list[set[int]]]:
+        """Sets the seconds of the frames and the clock; returns them and the frames before which each video is reset.
 
         Changes nothing if a time is invalid.
         """
@@ -424,7 +436,7 @@ class Memory(Method):
         clock[:, 0] = seconds[torch.arange(B), torch.tensor(lengths) - 1]
         state.clock = clock
         frames.seconds[:] = seconds[..., None].to(frames.features.device)
-        return jumps
+        return seconds, jumps
 
     def _reset(self, state: MemoryState, video: int, P: int, C: int) -> None:
         """Empties the memory of one video with P tokens of C channels per frame; its clock stays."""
@@ -492,7 +504,7 @@ class Memory(Method):
         than one, or the memory was emptied after the frame (`on_jump`), they count as dropped, and the frame as
         forgotten.
         """
-        state, times = self._push(tokens, None, **cues)
+        state, times = self._push_video(tokens, **cues)
         slots = _by_time(self.held(state, **cues))
         return _on_video(self._as_tokens(slots, state), slots, tokens, times)
 

@@ -34,6 +34,9 @@ def shard(model: nn.Module, precision: str, device: str) -> None:
 def unshard(model: nn.Module) -> None:
     """Replaces sharded parameters by full ones on the CPU, for saving; called by all processes, after training."""
     full: dict[int, nn.Parameter] = {}  # parameters may be shared
+    sharded = list(model.parameters())  # keeps them, so that no identity is used twice
+    if not any(hasattr(parameter, "full_tensor") for parameter in sharded):
+        return
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and hasattr(parameter, "full_tensor"):

@@ -68,7 +68,7 @@ class MALMM(Memory):
         return self._with_own_seconds(read, state, read.grid.times.expand(read.B, -1))
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        state, times = self._push(tokens, None, **cues)
+        state, times = self._push_video(tokens, **cues)
         read = self.read(state, **cues)
         B, P, (T, H, W) = tokens.B, state.slots.features.shape[2], tokens.grid.shape
         # The slot of each place that contains a frame is the last one that begins before its end.
