@@ -17,7 +17,10 @@ Adapters of rank 16 and the projector are trained on reads of all memories and o
 loss of the answers. The same weights answer for every memory, by greedy decoding. The three seeds are those of the test
 videos.
 
-Cost on one core without avx512_bf16, in float32: data 10 minutes, train 50 (200 steps), evaluate 20.
+Cost on one core without avx512_bf16, in float32: data 10 minutes, train 50 (200 steps of 15 s), evaluate 20.
+
+Expected, of ten minutes and an hour: true scenes 0.53 and 0.48, merges of neighbors 0.43 and 0.36, `ring` 0.21 and
+0.27, text only 0.09; seeds differ by up to 0.3.
 """
 
 from __future__ import annotations
