@@ -8,6 +8,9 @@ import pytest
 
 import fewtokens
 from fewtokens import Tokens
+from fewtokens.encoders import VitEncoder
+from fewtokens.encoders.vit import ViT, ViTConfig
+from fewtokens.selection.scorers import EncoderScorer
 from tests.cli.test_command import error_line, quick
 from tests.helpers.footage import write_scenes
 
@@ -59,3 +62,9 @@ def test_selected_frames_are_tokenized_and_shown(clip, tmp_path):
 )
 def test_errors(clip, tmp_path, words, message):
     assert message in error_line(quick("tokenize", clip, *words, "--out", tmp_path / "o.safetensors", code=2))
+
+
+def test_two_encoders_without_files_have_their_features_apart():
+    encoders = [VitEncoder(ViT(ViTConfig(dim=8, depth=1, num_heads=2, patch_size=8))) for _ in range(2)]
+    first, second, again = (EncoderScorer(encoder) for encoder in (*encoders, encoders[0]))
+    assert len({first.id, second.id, again.id}) == 3 and not first.lasting

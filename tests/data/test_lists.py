@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from fewtokens.data import ClipData, Transform, View, read_listing
-from fewtokens.data.footage import find_footage
+from fewtokens.data.footage import Footage, find_footage, read_frames
 from fewtokens.data.lists import split_line
+from fewtokens.video import VideoError
 
 
 @pytest.fixture
@@ -346,3 +347,37 @@ def test_order_within_classes(folder):
     assert [item.path for item in read_listing("set").items] == [
         f"set/{label}/sub/{n}.png" for label in "ab" for n in (2, 9, 10)
     ]
+
+
+@pytest.fixture
+def numbered(tmp_path) -> Path:
+    """A folder of 100 images, whose pixels are their number; 25 per second."""
+    folder = tmp_path / "seq"
+    folder.mkdir()
+    for number in range(100):
+        Image.new("RGB", (16, 16), (number, number, number)).save(folder / f"{number:03}.png")
+    return folder
+
+
+def test_parts_of_a_folder_of_images(numbered, tmp_path):
+    (tmp_path / "list.csv").write_text("path,start,end\nseq,0,1\nseq,2,3\n", encoding="utf-8")
+    items = find_footage(tmp_path / "list.csv", root=tmp_path).items
+    counts = []
+
+    def ends(count: int) -> list[int]:
+        counts.append(count)
+        return [0, count - 1]
+
+    shown = [read_frames(item, ends)[:, 0, 0, 0].tolist() for item in items]
+    assert counts == [25, 25] and shown == [[0, 24], [50, 74]]
+    np.save(tmp_path / "a.npy", np.zeros((4, 8, 8, 3), np.uint8))
+    with pytest.raises(VideoError, match="has no times"):
+        read_frames(Footage(str(tmp_path / "a.npy"), start=1.0), ends)
+
+
+def test_neighboring_segments_share_no_frame(numbered, tmp_path):
+    (tmp_path / "list.csv").write_text("path,label,start,end\nseq,x,0,1\nseq,y,1,2\n", encoding="utf-8")
+    listing = read_listing(tmp_path / "list.csv", root=tmp_path)
+    data = ClipData(listing, Transform(size=16), View(frames=4, stride=10), training=False)
+    shown = [(255 * data[n].clip[0, :, 0, 0, 0].double()).round().int().tolist() for n in (0, 1)]
+    assert max(shown[0]) < 25 <= min(shown[1]) and max(shown[1]) < 50

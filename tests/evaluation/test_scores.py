@@ -10,6 +10,8 @@ from torch import nn
 from fewtokens.data import ClipData, MovingDigits, Transform, View, collate, read_listing
 from fewtokens.evaluation.classify import accuracy, average_precision, evaluator, mean_average_precision, predict
 from fewtokens.evaluation.probes import few_shot, linear_probe, nearest_neighbors
+from fewtokens.evaluation.qa_sets import find_letter
+from fewtokens.evaluation.summary import rank
 from fewtokens.train.objectives import Classification
 from tests.data.test_listing import save_clip, save_image
 
@@ -195,3 +197,20 @@ class TestObjective:
             Watch()(mixed)
             torch.testing.assert_close(captured["level"], expected[:, 1], atol=1e-5, rtol=0)
         assert objective._mix(clips[:1, 0], torch.Generator())[1] is None
+
+
+def test_lines_of_fewer_clips_win_nothing():
+    """A method that fails on a hard clip is not compared by its mean over the others."""
+    lines = [
+        {"keep": 0.1, "method": "a", "clips": 2, "cosine": 0.7, "total_ms": 1.0, "tokens": 4},
+        {"keep": 0.1, "method": "b", "clips": 1, "cosine": 0.85, "total_ms": 1.0, "tokens": 4},
+    ]
+    first, second = rank(lines, "cosine")
+    assert (first["method"], first["standing"], second["standing"]) == ("a", "best", "")
+
+
+def test_the_text_of_a_choice_that_ends_with_a_letter():
+    assert find_letter("Team B", ("Team B", "Team A")) == "A"
+    assert find_letter("Vitamin C.", ("Vitamin C", "Vitamin D", "Vitamin B")) == "A"
+    assert find_letter("B", ("Team B", "Team A")) == "B"
+    assert find_letter("The answer is B.", ("Team B", "Team A")) == "B"

@@ -10,6 +10,7 @@ from tempfile import mkdtemp
 
 import pytest
 import torch
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -17,7 +18,7 @@ from fewtokens.llm import Session, attach, compress, find, load
 from fewtokens.llm import session as session_module
 from fewtokens.llm.chat import check_question
 from fewtokens.llm.clock import STAGES
-from fewtokens.llm.session import VideoPart
+from fewtokens.llm.session import VideoPart, video_key
 from fewtokens.selection import PixelScorer
 from fewtokens.video import read, synthetic, write
 from tests.llm.saved import SPECIALS, save
@@ -325,3 +326,14 @@ def test_missing_weights_are_refused(folder, tmp_path):
     save_file(tensors, target / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="1 weights are missing"):
         load(target, device="cpu")
+
+
+def test_a_folder_whose_images_were_renamed_is_another_video(tmp_path):
+    for name, value in (("a.bmp", 0), ("b.bmp", 255)):
+        Image.new("RGB", (8, 8), (value, value, value)).save(tmp_path / name)
+    before = video_key(tmp_path)
+    assert video_key(tmp_path) == before
+    (tmp_path / "a.bmp").rename(tmp_path / "c.bmp")
+    (tmp_path / "b.bmp").rename(tmp_path / "a.bmp")
+    (tmp_path / "c.bmp").rename(tmp_path / "b.bmp")
+    assert video_key(tmp_path) != before

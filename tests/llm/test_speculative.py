@@ -131,3 +131,11 @@ def test_wrong_inputs():
         speculate(model, example.inputs, "", num_draft=0)
     with pytest.raises(ValueError, match="temperature must be above 0"):
         speculate(model, example.inputs, "", temperature=0)
+
+
+def test_images_of_the_draft_alone_are_reduced():
+    """The model sees all tokens of images, too."""
+    model, one = tiny("qwen2_vl"), prompt("qwen2_vl", ("text", 4), ("image",), ("video", 4), ("text", 5))
+    expected = speculate(model, one.inputs, "kmeans(keep=5)", max_new_tokens=4).tokens
+    reduced = speculate(model, one.inputs, "kmeans(keep=5)", max_new_tokens=4, images="kmeans(keep=1)").tokens
+    assert torch.equal(reduced, expected)

@@ -22,7 +22,8 @@ from fewtokens.networks.pretrained import PRETRAINING, load_pretraining, save_en
 from fewtokens.networks.pretraining import Pretraining, ToBo, ToBoConfig
 from fewtokens.networks.rsp import balanced_divergence
 from fewtokens.networks.rsp import sample as sample_latent
-from fewtokens.networks.vit import VisionTransformer
+from fewtokens.networks.vit import VisionConfig, VisionTransformer
+from fewtokens.train.pretraining_presets import make_pretraining
 
 TINY = {"dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": (32, 40)}
 TINY |= {"decoder_dim": 16, "decoder_depth": 2, "decoder_num_heads": 2}
@@ -585,3 +586,47 @@ def test_its_encoder_initializes_a_classifier(tmp_path):
     with torch.no_grad():
         expected = classifier.head(load_encoder(str(tmp_path))(image)[0].prefix.flatten(0, -2))
         torch.testing.assert_close(classifier(image), expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"norm_first": True}, {"norm_last": False}, {"num_registers": 2}, {"gated": True}, {"qk_norm": True},
+     {"qkv_bias": False}],
+    ids=str,
+)  # fmt: skip
+def test_a_matching_network_computes_what_the_encoder_does(tmp_path, changes):
+    source = network("mae", **changes).eval()
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    save_encoder(source, tmp_path)
+    classifier = VisionTransformer(matching_config(tmp_path, num_classes=5)).eval()
+    assert not initialize_from(classifier, tmp_path)["unused"]
+    image = torch.rand(1, 1, 3, 32, 40)
+    with torch.no_grad():
+        torch.nn.init.normal_(classifier.head.weight)
+        prefix = load_encoder(str(tmp_path))(image)[0].prefix.flatten(0, -2)
+        expected = classifier.head(prefix[:1])  # the class token
+        torch.testing.assert_close(classifier(image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_norm_that_the_network_does_not_have_is_not_lost(tmp_path):
+    save_encoder(network("mae", norm_first=True), tmp_path)
+    classifier = VisionTransformer(matching_config(tmp_path, norm_first=False))
+    with pytest.raises(ValueError, match=r"this model has no norm_first\..*matching_config"):
+        initialize_from(classifier, tmp_path)
+
+
+def test_hidden_layers_of_three_times_the_channels_are_initialized_as_a_whole():
+    model = VisionTransformer(VisionConfig(dim=64, depth=1, num_heads=2, mlp_dim=192, image_size=(32, 32)))
+    block = model.blocks[0]
+    assert float(block.mlp.fc1.weight.detach().abs().max()) <= (6 / (64 + 192)) ** 0.5
+    assert float(block.attention.qkv.weight.detach().abs().max()) <= (6 / (64 + 64)) ** 0.5
+
+
+def test_published_settings_of_crop_mae():
+    """Its scripts: 400 epochs of one sample per video, gaps in [4,48) for SiamMAE."""
+    for name in ("siam_mae", "crop_mae"):
+        recipe = make_pretraining(f"{name}_vit_s16_k400")
+        assert (recipe.batch, recipe.epochs, recipe.repeats, recipe.lr) == (2048, 400, 1, pytest.approx(8e-4))
+    assert make_pretraining("siam_mae_vit_s16_k400").pairing.max_gap == 47

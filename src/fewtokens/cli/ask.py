@@ -219,9 +219,10 @@ def ask(
                 _answer(asker, path, question, name, max_new_tokens, True, True, say)
                 for asker, name in ((full, "full"), (few, method.spec))
             ]
-            # Both share one decoding and one encoding, which each would need alone.
-            both[1] |= {key: both[0][key] for key in ("decode_seconds", "encode_seconds")}
-            both[1]["first_token_seconds"] = sum(both[1][f"{stage}_seconds"] for stage in STAGES)
+            if not few.tower_methods.specs:
+                # Both share one decoding and one encoding, which each would need alone.
+                both[1] |= {key: both[0][key] for key in ("decode_seconds", "encode_seconds")}
+                both[1]["first_token_seconds"] = sum(both[1][f"{stage}_seconds"] for stage in STAGES)
             rows += both
             say(None)
             if not as_json:

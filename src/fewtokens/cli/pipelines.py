@@ -197,6 +197,16 @@ def current_names(reading: Mapping[str, Any]) -> dict[str, Any]:
     return {"video_stream" if name == "stream" else name: value for name, value in reading.items()}
 
 
+def identity(pipeline: Pipeline) -> dict[str, Any]:
+    """The spec and the encoder of tokens, for a header; with the dtype of the encoder if it is not float32."""
+    import torch
+
+    assert pipeline.encoder is not None
+    dtype = pipeline.encoder.dtype
+    named = {} if dtype == torch.float32 else {"dtype": str(dtype).removeprefix("torch.")}
+    return {"spec": pipeline.spec, "encoder": pipeline.encoder.describe(), **named}
+
+
 def with_defaults(reading: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a reading with the number of frames that is read if none is given, and what selects them, to compare."""
     given = [reading.get(name) for name in ("frames", "fps", "select")]

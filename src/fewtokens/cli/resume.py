@@ -130,8 +130,9 @@ def check_request(result: Path | str, before: dict[str, Any], request: dict[str,
     """
     plain, before = json.loads(json.dumps(request)), rename_encoder_keys(before)
     changed = []
-    for name in plain:
-        then, now = before.get(name), plain[name]
+    # Not saved if it is float32.
+    for name in [*plain, *({"dtype"} & before.keys() - plain.keys())]:
+        then, now = before.get(name), plain.get(name)
         if name == "reading" and isinstance(then, dict):  # its keys are the options of reading a video
             changed += [_change(key, then.get(key), now[key]) for key in now if then.get(key) != now[key]]
         elif then != now:

@@ -36,6 +36,7 @@ from fewtokens.cli.pipelines import (
     PATCHES,
     check_reading,
     current_names,
+    identity,
     make_pipeline,
     plain_selection,
     read_video,
@@ -210,7 +211,7 @@ def _tokenize_ahead(
 
     assert pipeline.encoder is not None
     request = {
-        "spec": pipeline.spec, "encoder": pipeline.encoder.describe(),
+        **identity(pipeline),
         "reading": asdict(reading) | plain_selection(selects), "seed": seed,
     }  # fmt: skip
     tasks = (_Task(video, path, reading, selects, request, overwrite) for video, path in jobs)

@@ -8,7 +8,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fewtokens.cli.options import EncoderOptions, MethodOptions, ReadOptions, RunOptions, SelectOptions
-from fewtokens.cli.pipelines import make_pipeline, plain_selection, read_video, selection_of, with_defaults, within_part
+from fewtokens.cli.pipelines import (
+    identity,
+    make_pipeline,
+    plain_selection,
+    read_video,
+    selection_of,
+    with_defaults,
+    within_part,
+)
 
 if TYPE_CHECKING:
     from fewtokens.core.pipeline import Pipeline
@@ -68,7 +76,7 @@ class TokenizeWork:
             asdict(self.reading) | plain_selection(load_selection(self.selecting, self.question, self.run))
         )
         return {
-            "spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": reading, "seed": self.run.seed,
+            **identity(pipeline), "reading": reading, "seed": self.run.seed,
         }  # fmt: skip
 
 

@@ -162,9 +162,11 @@ class ClipData(Dataset[Sample]):
         def pick(times: NDArray[np.float64]) -> NDArray[np.int64]:
             fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else _DEFAULT_FPS
             step = 1 / view.fps if view.fps else view.stride / fps
-            first, last = item.start or 0.0, min(float(times[-1]), times[-1] if item.end is None else item.end)
-            if first > times[-1] or last < first:
+            # As everywhere, the frames of a part come before its end.
+            before, first = times if item.end is None else times[times < item.end], item.start or 0.0
+            if not len(before) or first > times[-1] or (item.end is not None and item.end < first):
                 raise VideoError(f"has no frame between {item.start} s and {item.end} s")
+            last = max(first, float(before[-1]))
             spare = max(0.0, last - first - (view.frames - 1) * step)
             targets = first + spare * np.array(starts)[:, None] + step * np.arange(view.frames)
             # The frame on display at each time; a clip that is longer than the video repeats its last frame.

@@ -21,7 +21,9 @@ from fewtokens.data.tars import copy_member, find_tars, list_members, read_membe
 from fewtokens.data.transforms import resize, scaled_size
 from fewtokens.encoders.frames import to_unit
 from fewtokens.video import VideoError, read
+from fewtokens.video.decode import DEFAULT_FPS
 from fewtokens.video.images import is_image
+from fewtokens.video.select import select_frames
 
 # Maps the number of frames to the indices of the frames to read.
 Choose = Callable[[int], list[int]]
@@ -186,11 +188,15 @@ def read_frames(item: Footage, choose: Choose, *, short: int = 0) -> Tensor:
         return _from_tar(item, choose, short)
     if path.suffix == ".npy":
         frames = open_frames(path)
+        if item.start or item.end is not None:
+            raise VideoError(f"{path}: has no times, so a part in seconds is not known; leave out start and end")
         selection = torch.from_numpy(np.stack([frames[n] for n in choose(len(frames))])).permute(0, 3, 1, 2)
         return resize_short(selection, short)
     if path.is_dir():
         files = list_images(path)
-        return _stack([read(files[n]).frames[0] for n in choose(len(files))], short)
+        times = np.arange(len(files)) / DEFAULT_FPS
+        span = select_frames(times, None, None, item.start or 0.0, item.end, str(path))
+        return _stack([read(files[n]).frames[0] for n in span[choose(len(span))]], short)
     return _from_video(path, item, choose, short)
 
 

@@ -27,6 +27,8 @@ from fewtokens.data.qa_files import Row, describe_missing, find, list_files, rea
 NAMES = ("nextqa", "activitynetqa", "longvideobench", "videomme", "mvbench")
 ANSWER_DIRECTLY = "Answer with the option's letter from the given choices directly."
 
+# Frames per second of videos that are folders of images.
+_MVBENCH_RATES = {"episodic_reasoning": 3}
 # MVBench task -> folder of the full videos, whether questions are about a part of them, folder of lmms-eval's segments.
 _MVBENCH = {
     "action_antonym": ("ssv2_video", False, "ssv2_video_mp4"),
@@ -378,6 +380,10 @@ def _mvbench(folder: Path, split: str | None, missing: list[str]) -> Iterator[Qu
             if video is not None:
                 # A segment contains only the relevant part.
                 start, end = (row.number("start"), row.number("end")) if has_range and segment is None else (None, None)
+                if path.stem in _MVBENCH_RATES and video.is_dir():
+                    # Folders of images are read at 25 frames per second.
+                    rate = _MVBENCH_RATES[path.stem] / 25
+                    start, end = (None if second is None else second * rate for second in (start, end))
                 answer, letter = _text_and_letter(choices, choices.index(answer))
                 text, kind = row.text("question"), path.stem
                 yield Question(f"{kind}_{number}", video, text, choices, answer, letter, kind, start=start, end=end)

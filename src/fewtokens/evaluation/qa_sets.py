@@ -29,6 +29,10 @@ def find_letter(reply: str, choices: Sequence[str]) -> str | None:
     letter_pattern = f"(?:A(?!\\s+(?!because|since|as\\b)[a-z])|[{letters[1:]}])" if len(letters) > 1 else "A"
     if match := re.match(rf"\(?([{letters}{letters.lower()}])\)?[.:,]?$", text):
         return match[1].upper()
+    # A choice such as "Team B" has the letter of its place.
+    equal = [letter for letter, choice in zip(letters, choices, strict=True) if normalize(choice) == normalize(text)]
+    if len(equal) == 1 and normalize(text):
+        return equal[0]
     if match := re.match(rf"\(?([{letters}])(?:[.:,)]|\s*\n)(?!\s*(?:or|and)\b)", text):
         return match[1]
     if match := re.search(rf"\b(?i:answer|option|choice)(?:\s+(?i:is))?\s*(?::\s*)?\**\(?({letter_pattern})\b", text):
@@ -38,8 +42,7 @@ def find_letter(reply: str, choices: Sequence[str]) -> str | None:
             return str(matches.pop())
         if matches:
             return None
-    equal = [letter for letter, choice in zip(letters, choices, strict=True) if normalize(choice) == normalize(text)]
-    return equal[0] if len(equal) == 1 else None
+    return None
 
 
 def normalize(text: str) -> str:

@@ -84,8 +84,9 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     "rank_correlation" the mean rank correlation of the similarities to other clips; a clip's vector is the unweighted
     mean of its tokens. Both need at least three clips.
 
-    "label" is the method, followed by "+ tome" if tome was added to reach the budget. "over_budget" is the number of
-    clips with more tokens than the budget.
+    "label" is the method, followed by "+ tome" if tome was added to reach the budget, and the number of clips if it
+    failed on others. "over_budget" is the number of clips with more tokens than the budget. The mean PSNR is that of
+    the clips that are not exact, if there are any.
     """
     full = {row["clip"]: row["vector"] for row in rows if row["method"] == FULL}
     groups: dict[tuple[tuple[int, float], str], list[dict[str, Any]]] = {}
@@ -101,6 +102,8 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }  # fmt: skip
         for name in _MEANS:
             values = [row[name] for row in part if row.get(name) is not None]
+            if name == "psnr_db":  # infinite for exact clips
+                values = [value for value in values if math.isfinite(value)] or values
             if any(name in row for row in rows):
                 line[name] = statistics.fmean(values) if values else None
         shared = [row for row in part if row["clip"] in full]
@@ -110,6 +113,10 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 few, torch.tensor([full[row["clip"]] for row in shared])
             )
         lines.append(line)
+    clips = max((line["clips"] for line in lines), default=0)
+    for line in lines:
+        if line["clips"] < clips:
+            line["label"] += f" ({line['clips']} of {clips} clips)"
     return lines
 
 
@@ -118,7 +125,8 @@ def rank(summary: Sequence[dict[str, Any]], measure: str) -> list[dict[str, Any]
 
     It is "best" for the first line; "front" for those on the Pareto front of the measure and total_ms (tokens if there
     are no times), for which no other line of the budget is at least as good in both and better in one; else "". Lines
-    over the budget come last and have none. The order of budgets remains, with all tokens first.
+    over the budget, or of fewer clips than others, come last and have none. The order of budgets remains, with all
+    tokens first.
 
     Args:
         summary: lines of `summarize`.
@@ -131,15 +139,20 @@ def rank(summary: Sequence[dict[str, Any]], measure: str) -> list[dict[str, Any]
         value = line.get(measure)
         return math.inf if value is None else sign * value
 
+    clips = max((line.get("clips", 0) for line in summary), default=0)
+
+    def excluded(line: dict[str, Any]) -> bool:
+        return bool(line.get("over_budget")) or line.get("clips", clips) < clips
+
     ranked = [{**line, "standing": ""} for line in summary if line["method"] == FULL]
     for _, part in by_budget(summary):
         lines = [dict(line) for line in part]
-        lines.sort(key=lambda line: (bool(line.get("over_budget")), cost(line), line[price]))
-        points = [(cost(line), line[price]) for line in lines if not line.get("over_budget") and cost(line) < math.inf]
+        lines.sort(key=lambda line: (excluded(line), cost(line), line[price]))
+        points = [(cost(line), line[price]) for line in lines if not excluded(line) and cost(line) < math.inf]
         for line in lines:
             own = (cost(line), line[price])
             front = own in points and not any(a <= own[0] and b <= own[1] and (a, b) != own for a, b in points)
-            line["standing"] = "front" if front and not line.get("over_budget") else ""
+            line["standing"] = "front" if front and not excluded(line) else ""
         if points:
             lines[0]["standing"] = "best"
         ranked += lines

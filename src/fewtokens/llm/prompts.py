@@ -7,7 +7,7 @@ chat template, the text that represents a video and the values of the preprocess
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -170,16 +170,22 @@ class Processor:
                 {"role": message["role"], "content": [_template_part(part) for part in message["content"]]}
                 for message in messages
             ]
+            prompts = []
             for candidate in (parts, flat):
-                prompt = self._apply_template(candidate)
+                prompts.append(prompt := self._apply_template(candidate))
                 if self._is_complete(prompt, messages):
+                    return prompt
+            for prompt in prompts:
+                # A template may drop the thoughts of earlier answers.
+                if self._is_complete(prompt, messages, texts(messages[-1:])):
                     return prompt
         return "".join(_DEFAULT_PROMPT[message["role"]].format(message["content"]) for message in flat)
 
-    def _is_complete(self, prompt: str, messages: Sequence[Message]) -> bool:
-        """Whether a prompt has the texts of a conversation and a marker for each image and video."""
+    def _is_complete(self, prompt: str, messages: Sequence[Message], needed: Iterable[str] | None = None) -> bool:
+        """Whether a prompt has texts, by default all, of a conversation and a marker for each image and video."""
         counts = [prompt.count(marker) == len(visuals(messages, kind)) for kind, marker in self.markers.items()]
-        return all(counts) and all(text.strip() in prompt for text in texts(messages))
+        needed = texts(messages) if needed is None else needed
+        return all(counts) and all(text.strip() in prompt for text in needed)
 
     def _apply_template(self, messages: Sequence[dict[str, Any]]) -> str:
         try:

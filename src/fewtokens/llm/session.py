@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from fewtokens.core.identity import describe_source
+from fewtokens.core.identity import identity
 from fewtokens.core.kv_memory import KVMemory, KVState
 from fewtokens.core.selection import FrameSelector, Selection
 from fewtokens.llm.answer import Answer, check_length, check_question, generate
@@ -198,8 +198,10 @@ class Session:
         if self._stream is not None:
             state = self._slots.get(encoded)
             if state is None or self.per_question:
-                (reduced,) = (visual for group in self._reduce(encoded, prompt)[1].values() for visual in group)
-                state = self._slots[encoded] = self._stream.push_video(reduced)
+                reduced = [visual for group in self._reduce(encoded, prompt)[1].values() for visual in group]
+                if len(reduced) != 1:  # such as the tiles of an image
+                    raise ValueError(f"{self._stream.method.name} holds videos; use it without images")
+                state = self._slots[encoded] = self._stream.push_video(reduced[0])
             self._report("answering")
             return self._stream.ask(state, question, max_new_tokens, on_text, clock)
         short = self._shorten(encoded, prompt)
@@ -314,10 +316,10 @@ class Session:
 
 
 def video_key(video: Any) -> Hashable:
-    """Identifies a video: a file or folder by path, bytes and modification time, frames by object identity."""
+    """Identifies a video: a file or folder by path, bytes and modification times, frames by object identity."""
     if isinstance(video, Video):
         return id(video)
     if isinstance(video, VideoPart):
         return video_key(video.path), video.start, video.end
     path = Path(video)
-    return tuple(describe_source(path.resolve()).values()) if path.exists() else str(path)
+    return identity([path.resolve()]) if path.exists() else str(path)

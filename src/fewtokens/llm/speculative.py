@@ -74,8 +74,9 @@ def speculate(
 ) -> Speculation:
     """Generates with a model that sees all visual tokens, helped by a draft that sees few of them.
 
-    Greedy decoding returns the tokens that the model generates alone, up to ties within rounding; sampling draws from
-    the model's distribution. Whether it is faster depends on the draft: with the model itself as the draft only its
+    Greedy decoding returns the tokens that the model generates alone, up to ties within rounding, without the other
+    settings of its `generation_config` such as a repetition penalty; sampling draws from the model's distribution, of
+    all tokens. Whether it is faster depends on the draft: with the model itself as the draft only its
     cache is smaller.
 
     Args:
@@ -91,7 +92,7 @@ def speculate(
         do_sample: sample instead of taking the most likely token.
         temperature: of sampling, above 0.
         seed: of sampling.
-        options: layout, positions and items of `compress`.
+        options: layout, positions, items and, for the draft, images of `compress`.
 
     Raises:
         ValueError: as `compress`; several prompts; a cache that cannot be shortened; or models with different tokens.
@@ -106,7 +107,7 @@ def speculate(
     if draft is model and draft_inputs is inputs:
         prompts = _shared(model, inputs, spec, options)
     else:
-        prompts = compress(model, inputs, "", **options), compress(draft, draft_inputs, spec, **options)
+        prompts = compress(model, inputs, "", **_whole(options)), compress(draft, draft_inputs, spec, **options)
     target, helper = _Stream(model, prompts[0]), _Stream(draft, prompts[1])
     generator = torch.Generator(device=model.device).manual_seed(seed)
     choose = _Choice(temperature if do_sample else None, generator)
@@ -137,9 +138,15 @@ def speculate(
 def _shared(model: Any, inputs: Any, spec: Methods, options: dict[str, Any]) -> Sequence[Compressed]:
     """The prompt with all visual tokens, and the draft's, of the same features unless methods act inside the tower."""
     pipeline = as_pipeline(spec, model)  # learned methods are built once
-    if "tower" in options or any(method.stage == "encoder" for method in pipeline.methods):
-        return compress(model, inputs, "", **options), compress(model, inputs, pipeline, **options)
+    whole = _whole(options)
+    if "tower" in options or whole != options or any(method.stage == "encoder" for method in pipeline.methods):
+        return compress(model, inputs, "", **whole), compress(model, inputs, pipeline, **options)
     return compress_each(model, inputs, ["", pipeline], tower="full", **options)
+
+
+def _whole(options: dict[str, Any]) -> dict[str, Any]:
+    """The options for the prompt with all visual tokens, also those of images."""
+    return {name: value for name, value in options.items() if name != "images"}
 
 
 def _propose(helper: _Stream, new: Sequence[int], count: int, choose: _Choice) -> tuple[list[int], Tensor]:

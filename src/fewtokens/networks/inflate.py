@@ -72,6 +72,8 @@ def initialize_from(
             f"{label}: blocks have parts that this model does not have ({', '.join(extra[:3])}); build a matching "
             "model with `matching_config`"
         )
+    if lost := sorted(name for name in weights.keys() - copied.keys() if name.startswith(("norm_first", "norm_last"))):
+        raise ValueError(f"{label}: this model has no {lost[0]}; build a matching model with `matching_config`")
     if not any(name.startswith("blocks.") for name in copied):
         raise ValueError(f"{label}: no block fits this model")
     required = {name for name in state if name.startswith("blocks.") and "time" not in name}
@@ -85,12 +87,18 @@ def initialize_from(
     }
 
 
+# The settings that determine the parameters of blocks and norms, and what they compute.
+BLOCK_SETTINGS = (
+    "activation", "layer_scale", "eps", "qkv_bias", "patch_bias", "qk_norm", "norm_first", "norm_last", "gated",
+)  # fmt: skip
+
+
 def matching_config(source: str | Path, **changes: Any) -> VisionConfig:
     """Returns the config of a network whose blocks match a pre-trained or transformers encoder, with `changes`."""
     vit, (mean, std) = _image_vit(source)
     config = vit.config
     _, rows, columns = config.grid
-    names = ("dim", "depth", "num_heads", "mlp_dim", "patch_size", "activation", "layer_scale", "eps")
+    names = ("dim", "depth", "num_heads", "mlp_dim", "patch_size", "num_registers", *BLOCK_SETTINGS)
     settings: dict[str, Any] = {name: getattr(config, name) for name in names}
     settings["image_size"] = (rows * config.patch_size, columns * config.patch_size)
     settings |= {"head": "token" if config.class_token else "gap", "mean": tuple(mean), "std": tuple(std)}

@@ -56,7 +56,8 @@ class VisionConfig(ViTConfig):
         at: index of the block that follows the learner.
         fuser: "fuser", "unpool" or "reproject" to map back to the grid in every block from `at` on; "" for none.
         fuser_mix, fuser_gate: arguments of `TokenFuser`.
-        stochastic_depth: rate at the last block, increasing linearly from 0; in training.
+        stochastic_depth: rate at the last block, increasing linearly from 0; in training. In the factorized encoder the
+            last spatial block, for each frame; temporal blocks have none.
         head_bias: initial bias of the classifier; -10 is used with the sigmoid loss.
         mean, std: normalization of pixels, RGB in 0..1.
 
@@ -371,9 +372,11 @@ def initialize(model: VisionTransformer) -> None:
     """Initializes as the paper's code: Xavier for attention and MLP, MLP biases near zero, head zero."""
     for module in model.modules():
         if isinstance(module, Block):
-            for linear in (layer for layer in module.modules() if isinstance(layer, nn.Linear)):
+            for name, linear in module.named_modules():
+                if not isinstance(linear, nn.Linear):
+                    continue
                 # Queries, keys and values are initialized separately.
-                parts = linear.weight.chunk(3) if linear.out_features == 3 * linear.in_features else [linear.weight]
+                parts = linear.weight.chunk(3) if name.endswith("qkv") else [linear.weight]
                 for part in parts:
                     nn.init.xavier_uniform_(part)
                 if linear.bias is not None:

@@ -167,7 +167,7 @@ def select_among(
     """
     check_cues(selector, question, scorer)
     loaded = PixelScorer() if scorer is None else load_scorer(scorer)
-    times = torch.as_tensor(times, dtype=torch.float64)
+    times = torch.as_tensor(times).cpu().double()
     index = candidate_frames(selector, times, None if selector.rate != "keyframes" else torch.arange(len(times)))
     if frames.is_floating_point():
         frames = (frames.clamp(0, 1) * 255).round().byte()

@@ -76,11 +76,14 @@ class EncoderScorer(PixelScorer):
     """
 
     size = 224
+    _numbers = count()
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self.id = f"features:{encoder.id}:{encoder.fingerprint}:{encoder.options}"
         self.lasting = encoder.fingerprint is not None
+        # Encoders without files of weights may have one name and other features.
+        own = encoder.fingerprint if self.lasting else f"number {next(self._numbers)}"
+        self.id = f"features:{encoder.id}:{own}:{encoder.options}"
 
     @torch.inference_mode()
     def features(self, frames: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from fewtokens import networks as models
 from fewtokens.data import ClipData, Listing, Transform, View, collate, read_listing
 from fewtokens.evaluation.classify import classification_scores, evaluator, predict
-from fewtokens.networks.inflate import initialize_from, matching_config
+from fewtokens.networks.inflate import BLOCK_SETTINGS, initialize_from, matching_config
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, listing_input
 from fewtokens.train.loop import Progress, Report, fit
@@ -41,7 +41,18 @@ def find_data(
     training = read_listing(data, root=root)
     if test is None:
         return training.split(share, seed)
-    return training, read_listing(test, root=root, classes=training.classes)
+    return training, as_labeled(read_listing(test, root=root, classes=training.classes), training.multi_label)
+
+
+def as_labeled(test: Listing, multi_label: bool) -> Listing:
+    """Test data with as many labels per item as the training data may have.
+
+    Raises:
+        ValueError: items have several labels, but those of the training data have one.
+    """
+    if test.multi_label and not multi_label:
+        raise ValueError("the test data has items with several labels, but the training data has one label per item")
+    return replace(test, multi_label=multi_label)
 
 
 def holds_out_data(data: str | Path, validation: str | Path | None) -> bool:
@@ -102,7 +113,7 @@ def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path |
         if not models.is_saved(start):
             # The settings of its blocks, which its weights depend on.
             config = matching_config(start)
-            changes |= {part: getattr(config, part) for part in ("activation", "layer_scale", "eps", "mean", "std")}
+            changes |= {part: getattr(config, part) for part in (*BLOCK_SETTINGS, "mean", "std")}
     model = models.build(name, **changes)
     if isinstance(model, models.VisionTransformer) and start is not None:
         initialize_from(model, start, positions="resize_tile")

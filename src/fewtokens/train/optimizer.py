@@ -24,9 +24,10 @@ def shard(model: nn.Module, precision: str, device: str) -> None:
         raise ValueError("sharding requires several processes: torchrun --nproc-per-node 2 -m fewtokens ...")
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if precision == "bf16" else MixedPrecisionPolicy()
-    for name in ("blocks", "temporal_blocks", "stages"):
-        for block in getattr(model, name, ()):
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+    for part in (model, *model.children()):  # such as the encoder and the decoder of pre-training
+        for name in ("blocks", "temporal_blocks", "stages"):
+            for block in getattr(part, name, ()):
+                fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 

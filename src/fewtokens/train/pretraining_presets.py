@@ -96,6 +96,8 @@ _K400: dict[str, Any] = {
     "batch": 1536, "accumulate": 8, "epochs": 200, "warmup": 0.1, "weight_decay": 0.05, "precision": "fp16",
     "repeats": 2, "workers": 12, "eval_every": 5, "log_every": 50,
 }  # fmt: skip
+# CropMAE's scripts, also of its re-implementation of SiamMAE: one sample per video.
+_CROP: dict[str, Any] = {"batch": 2048, "epochs": 400, "repeats": 1, "base_lr": 1e-4, "warmup": 0.05}
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "tobo": {
         **_K400, "max_gap": 96,
@@ -105,13 +107,13 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "mae": {**_K400, "repeats": 2, "note": "MAE on single frames of Kinetics-400, with the settings of the others."},
     "siam_mae": {
-        **_K400, "batch": 2048, "base_lr": 1e-4, "warmup": 0.05, "min_gap": 4, "max_gap": 48,
+        **_K400, **_CROP, "min_gap": 4, "max_gap": 47,
         "note": "SiamMAE has no official code; these are the settings of CropMAE's re-implementation, 16 GPUs. Its "
                 "gaps are below 48 frames.",
     },
     "rsp": {**_K400, "min_gap": 4, "max_gap": 48, "note": "RSP's code: 8 GPUs; about twice the time of ToBo per step."},
     "crop_mae": {
-        **_K400, "batch": 2048, "base_lr": 1e-4, "warmup": 0.05,
+        **_K400, **_CROP,
         "note": "CropMAE's settings for Kinetics-400, 16 GPUs; two crops of one frame per video.",
     },
 }  # fmt: skip

@@ -44,7 +44,7 @@ def classify(
     from fewtokens.data import read_listing
     from fewtokens.encoders import pick_device
     from fewtokens.evaluation.classify import classification_scores, predict
-    from fewtokens.train.classify import split_folders
+    from fewtokens.train.classify import as_labeled, split_folders
 
     if not models.is_saved(model):
         raise ValueError(f"{model}: {_NOT_TRAINED}")
@@ -59,6 +59,7 @@ def classify(
         if test is None and (labeled.data / name).is_dir():
             test = labeled.data / name
     listing = read_listing(test or training, root=labeled.root, classes=meta["labels"])
+    listing = as_labeled(listing, bool(meta.get("multi_label")))
     if test is None and trained.get("held_back"):
         # Training used the other part of the same split.
         listing = listing.split(trained["held_back"], trained["seed"])[1]
