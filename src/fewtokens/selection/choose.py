@@ -167,7 +167,7 @@ def select_among(
     """
     check_cues(selector, question, scorer)
     loaded = PixelScorer() if scorer is None else load_scorer(scorer)
-    times = torch.as_tensor(times).cpu().double()
+    times = torch.as_tensor(times.cpu() if isinstance(times, Tensor) else times, dtype=torch.float64)
     index = candidate_frames(selector, times, None if selector.rate != "keyframes" else torch.arange(len(times)))
     if frames.is_floating_point():
         frames = (frames.clamp(0, 1) * 255).round().byte()

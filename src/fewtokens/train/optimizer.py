@@ -11,7 +11,7 @@ from fewtokens.train.settings import Settings
 
 
 def shard(model: nn.Module, precision: str, device: str) -> None:
-    """Shards a network over all processes (FSDP2): each block separately, then the rest.
+    """Shards a network over all processes (FSDP2): each of its blocks separately, if it has any itself, then the rest.
 
     Raises:
         ValueError: there is only one process.
@@ -24,10 +24,9 @@ def shard(model: nn.Module, precision: str, device: str) -> None:
         raise ValueError("sharding requires several processes: torchrun --nproc-per-node 2 -m fewtokens ...")
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if precision == "bf16" else MixedPrecisionPolicy()
-    for part in (model, *model.children()):  # such as the encoder and the decoder of pre-training
-        for name in ("blocks", "temporal_blocks", "stages"):
-            for block in getattr(part, name, ()):
-                fully_shard(block, mesh=mesh, mp_policy=policy)
+    for name in ("blocks", "temporal_blocks", "stages"):
+        for block in getattr(model, name, ()):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
