@@ -244,7 +244,9 @@ def test_hostile_names_are_text(tab, client):
     tab.close(client.address)
 
 
-def test_a_job_is_shown_and_canceled(tab, client, content, monkeypatch):
+@pytest.fixture
+def held(content, monkeypatch):
+    """Two events: the encoder "tiny" sets the first when it is called, and waits for the second."""
     entered, go = threading.Event(), threading.Event()
     encode = content.bench.encoders["tiny"].forward
 
@@ -255,6 +257,12 @@ def test_a_job_is_shown_and_canceled(tab, client, content, monkeypatch):
 
     monkeypatch.setattr(content.bench.encoders["tiny"], "forward", wait)
     monkeypatch.setattr(content.bench, "_encoded", None)
+    yield entered, go
+    go.set()
+
+
+def test_a_job_is_shown_and_canceled(tab, client, held):
+    entered, go = held
     page = tab.page
     page.goto(client.address)
     page.get_by_label("Encoder").select_option("tiny")
@@ -286,17 +294,8 @@ def test_two_changes_at_once_are_one_job_and_then_the_last(tab, client):
     tab.close(client.address)
 
 
-def test_a_page_that_is_loaded_again_shows_the_job(tab, client, content, monkeypatch):
-    entered, go = threading.Event(), threading.Event()
-    encode = content.bench.encoders["tiny"].forward
-
-    def wait(*words: Any, **named: Any) -> Any:
-        entered.set()
-        go.wait()
-        return encode(*words, **named)
-
-    monkeypatch.setattr(content.bench.encoders["tiny"], "forward", wait)
-    monkeypatch.setattr(content.bench, "_encoded", None)
+def test_a_page_that_is_loaded_again_shows_the_job(tab, client, held):
+    entered, go = held
     page = tab.page
     page.goto(client.address)
     page.get_by_label("Encoder").select_option("tiny")
