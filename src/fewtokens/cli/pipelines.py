@@ -197,7 +197,7 @@ def current_names(reading: Mapping[str, Any]) -> dict[str, Any]:
     return {"video_stream" if name == "stream" else name: value for name, value in reading.items()}
 
 
-def identity(pipeline: Pipeline) -> dict[str, Any]:
+def made_with(pipeline: Pipeline) -> dict[str, Any]:
     """The spec and the encoder of tokens, for a header; with the dtype of the encoder if it is not float32."""
     import torch
 

@@ -36,7 +36,7 @@ from fewtokens.cli.pipelines import (
     PATCHES,
     check_reading,
     current_names,
-    identity,
+    made_with,
     make_pipeline,
     plain_selection,
     read_video,
@@ -209,9 +209,8 @@ def _tokenize_ahead(
     """
     from fewtokens.core.ahead import map_ahead, reading_threads
 
-    assert pipeline.encoder is not None
     request = {
-        **identity(pipeline),
+        **made_with(pipeline),
         "reading": asdict(reading) | plain_selection(selects), "seed": seed,
     }  # fmt: skip
     tasks = (_Task(video, path, reading, selects, request, overwrite) for video, path in jobs)

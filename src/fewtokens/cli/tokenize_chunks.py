@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from fewtokens.cli.console import log
-from fewtokens.cli.pipelines import current_names, identity
+from fewtokens.cli.pipelines import current_names, made_with
 from fewtokens.cli.resume import check_request, check_source, report_damaged, source_now
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def tokenize_chunks(
 
     assert pipeline.encoder is not None
     run = Streaming(pipeline)
-    request = {**identity(pipeline), "reading": reading, "seed": seed}
+    request = {**made_with(pipeline), "reading": reading, "seed": seed}
     source = source_now(video)
     files.sweep(folder)
     if (folder / "stream.json").exists() and not overwrite and (earlier := _meta(folder)) is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fewtokens.cli.options import EncoderOptions, MethodOptions, ReadOptions, RunOptions, SelectOptions
 from fewtokens.cli.pipelines import (
-    identity,
+    made_with,
     make_pipeline,
     plain_selection,
     read_video,
@@ -71,12 +71,11 @@ class TokenizeWork:
     def settings(self) -> dict[str, Any]:
         """Returns what determines the tokens of a video, as plain values."""
         pipeline = _pipeline(self.method, self.encoding, self.run)
-        assert pipeline.encoder is not None
         reading = with_defaults(
             asdict(self.reading) | plain_selection(load_selection(self.selecting, self.question, self.run))
         )
         return {
-            **identity(pipeline), "reading": reading, "seed": self.run.seed,
+            **made_with(pipeline), "reading": reading, "seed": self.run.seed,
         }  # fmt: skip
 
 

@@ -27,6 +27,9 @@ def export(
 ) -> int:
     """Copies tokens to another format. Values and headers are equal, of whatever format they come.
 
+    An export that was killed is marked until the same call has finished it. Warns if the source is a job that has not
+    finished.
+
     Args:
         source: a file or folder in any of the formats.
         target: output folder, new or empty; or a URI for fsspec.
@@ -36,10 +39,6 @@ def export(
 
     Returns:
         The number of videos.
-
-    An export that was killed is marked until the same call has finished it.
-
-    Warns if the source is a job that has not finished.
 
     Raises:
         ValueError: the source has no tokens or is damaged, two of its videos have one key, or the target is not empty.
@@ -59,7 +58,7 @@ def export(
         store.write(UNFINISHED, arguments)
         while (first := next(records, None)) is not None:
             group = chain([first], islice(records, (1 if form.per_video else per_shard) - 1))
-            name = file_of(FORMATS[format], Shard(number, ()), first.key)
+            name = file_of(form, Shard(number, ()), first.key)
             with store.writing(name) as path:
                 count += form.write(path, group, store.path(name))
             number += 1

@@ -144,9 +144,12 @@ def run_shard(shard: Shard, task: Task, reduce: Reduce, ahead: Ahead | None = No
             with store.writing(name) as path:
                 form.write(path, [first] if form.per_video else chain([first], records), store.path(name))
     # A run that was killed may have written what cannot be read any more.
-    failed = [row["key"] for row in rows if row["error"] is not None]
-    for key in failed if form.per_video else shard.sources[:1] if len(failed) == len(shard.sources) else ():
-        store.remove(file_of(form, shard, str(key)))
+    failed = [str(row["key"]) for row in rows if row["error"] is not None]
+    if form.per_video:
+        for key in failed:
+            store.remove(file_of(form, shard, key))
+    elif failed and len(failed) == len(shard.sources):
+        store.remove(file_of(form, shard, failed[0]))
     order = {source.location: number for number, source in enumerate(shard.sources)}
     rows.sort(key=lambda row: order[row["source"]])
     write_rows(store, shard.part, rows)
